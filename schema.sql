@@ -1,0 +1,834 @@
+-- Baton's schema.                                                                   version: 1
+--
+-- Baton writes handoffs and insights about a team's work. This file is the part of it that
+-- PostgreSQL does; app/queries.sql is what Python asks. It is re-runnable: `baton migrate` applies
+-- it over any earlier state of itself, in one transaction, after Procrastinate's own schema.
+--
+--   users, organizations, members, projects   who may see what; a project is personal or of an
+--                                             organization, project_access answers for both
+--   api_keys         SHA-256 digests of the keys that act for a user; the raw key is never stored
+--   sources          the vocabulary of where events come from; an operator can add a row
+--   flows            the job kinds and what one costs, in credits
+--   events           what happened: one row per piece of activity, stored once per external id
+--   event_facets     the distinct values that events hold, so that filters need no scan of events
+--   jobs             the truth about a request for an artifact; one row from 202 to the end
+--   leases           one row per running attempt: who runs it and until when that counts
+--   handoffs, insights   the artifacts, one per completed job
+--   charges          what a completed job cost, one row per job
+--   schema_version   what has been applied
+--
+-- The life of a job, in verbs. Only the functions below write jobs.status:
+--
+--   submit_job    -> pending       the request is valid and the caller may make it; its ticket (a
+--                                  row of procrastinate_jobs that only names the job) is deferred
+--                                  in the same transaction
+--   claim_job     pending -> processing    a worker that holds a ticket takes the job: a new
+--                                  attempt, a new random lease token, a row in leases
+--   renew_leases  processing       the worker is alive; tells it which leases are still its own
+--   complete_job  processing -> completed  artifact, charge, status and the end of the ticket
+--   fail_job      processing -> failed     one sentence and a code; nothing is charged
+--   release_job   processing -> pending    given back, for example at a restart; nothing counts
+--
+-- The lease token is the fence: every write of a running attempt carries it, and one that is not
+-- the current token of the job is refused (BT410). A completed or failed job never changes its
+-- status again (BT409). Lock order, everywhere: job, lease, ticket, artifact, charge.
+--
+-- SQLSTATE  BT400 a request is wrong; the message is a sentence that names the field
+--           BT404 not there, or not visible to the caller; the two look alike
+--           BT409 the job is not in a status that allows this
+--           BT410 the lease is lost: another attempt owns the job, or it has ended
+--
+-- Statuses are text with a CHECK, not enums, so that this file stays re-runnable.
+
+-- --- Clock and ids ------------------------------------------------------------------------
+
+-- The only clock of this schema. A test moves it with `set baton.clock_offset = '1 hour'`.
+create or replace function baton_now() returns timestamptz
+language sql stable as $$
+  select now() + coalesce(nullif(current_setting('baton.clock_offset', true), ''), '0')::interval
+$$;
+
+-- PostgreSQL 18 has uuidv7(); 15 to 17 get one of that name (RFC 9562: 48 bits of milliseconds,
+-- then random bits, so that ids made later sort later and indexes stay dense).
+do $$
+begin
+  if to_regproc('pg_catalog.uuidv7') is null then
+    create or replace function uuidv7() returns uuid
+    language sql volatile as $uuid$
+      select encode(
+        set_bit(
+          set_bit(
+            overlay(
+              uuid_send(gen_random_uuid())
+              placing substring(
+                int8send((extract(epoch from clock_timestamp()) * 1000)::bigint) from 3)
+              from 1 for 6),
+            52, 1),
+          53, 1),
+        'hex')::uuid
+    $uuid$;
+  end if;
+end
+$$;
+
+create table if not exists schema_version (
+  version int primary key,
+  applied_at timestamptz not null default now()
+);
+
+-- --- People and what they may see ---------------------------------------------------------
+
+create table if not exists users (
+  id uuid primary key default uuidv7(),
+  email text not null check (email ~ '^[^@[:space:]]+@[^@[:space:]]+$' and length(email) <= 320),
+  name text not null check (length(name) between 1 and 300),
+  plan text not null default 'self_hosted',
+  created_at timestamptz not null default baton_now()
+);
+create unique index if not exists users_email on users (lower(email));
+
+create table if not exists organizations (
+  id uuid primary key default uuidv7(),
+  name text not null check (length(name) between 1 and 300),
+  slug text not null unique check (slug ~ '^[a-z0-9]+(-[a-z0-9]+)*$'),
+  created_at timestamptz not null default baton_now()
+);
+
+create table if not exists members (
+  organization_id uuid not null references organizations on delete cascade,
+  user_id uuid not null references users on delete cascade,
+  role text not null check (role in ('admin', 'member')),
+  admin_until timestamptz,  -- a member who is an admin until then
+  created_at timestamptz not null default baton_now(),
+  primary key (organization_id, user_id)
+);
+create index if not exists members_user on members (user_id);
+
+create table if not exists projects (
+  id uuid primary key default uuidv7(),
+  name text not null check (length(name) between 1 and 300),
+  slug text not null check (slug ~ '^[a-z0-9]+(-[a-z0-9]+)*$'),
+  description text,
+  owner_id uuid not null references users,
+  organization_id uuid references organizations,  -- null: personal
+  scope jsonb,  -- {"sources": […], "filters": {…}}, used when a request names neither
+  created_at timestamptz not null default baton_now(),
+  updated_at timestamptz not null default baton_now()
+);
+create unique index if not exists projects_personal_slug on projects (owner_id, slug)
+  where organization_id is null;
+create unique index if not exists projects_organization_slug on projects (organization_id, slug)
+  where organization_id is not null;
+
+-- Who may see which project, and as what. Every statement that a caller can cause joins it.
+create or replace view project_access as
+  select id as project_id, owner_id as user_id, 'owner' as access_role
+  from projects
+  where organization_id is null
+  union all
+  select
+    p.id,
+    m.user_id,
+    case
+      when p.owner_id = m.user_id then 'owner'
+      when m.role = 'admin' or m.admin_until > baton_now() then 'admin'
+      else 'member'
+    end
+  from projects p
+  join members m on m.organization_id = p.organization_id;
+
+create table if not exists api_keys (
+  id uuid primary key default uuidv7(),
+  user_id uuid not null references users on delete cascade,
+  label text not null default '' check (length(label) <= 300),
+  prefix text not null unique,  -- the first 11 characters, enough to recognise a key by
+  digest bytea not null unique check (octet_length(digest) = 32),
+  created_at timestamptz not null default baton_now(),
+  revoked_at timestamptz
+);
+
+-- Answers BT404 unless the user may see the project; what is foreign looks like what is not there.
+create or replace function assert_project(p_user_id uuid, p_project_id uuid) returns void
+language plpgsql stable as $$
+begin
+  perform from project_access where user_id = p_user_id and project_id = p_project_id;
+  if not found then
+    raise 'project_id: no project with this id is visible to this key.' using errcode = 'BT404';
+  end if;
+end
+$$;
+
+-- --- Vocabulary ---------------------------------------------------------------------------
+
+create table if not exists sources (
+  name text primary key check (name ~ '^[a-z0-9_]{1,64}$'),
+  label text not null,
+  has_branches boolean not null default false,  -- also means: code lives there
+  has_priorities boolean not null default false
+);
+
+insert into sources (name, label, has_branches, has_priorities) values
+  ('github', 'GitHub', true, true),
+  ('gitlab', 'GitLab', true, false),
+  ('bitbucket', 'Bitbucket', true, false),
+  ('azure_devops', 'Azure DevOps', true, false),
+  ('jira', 'Jira', false, true),
+  ('jira_service_management', 'Jira Service Management', false, true),
+  ('linear', 'Linear', false, true),
+  ('sentry', 'Sentry', false, true),
+  ('pagerduty', 'PagerDuty', false, true),
+  ('incident_io', 'incident.io', false, true),
+  ('clickup', 'ClickUp', false, true),
+  ('zendesk', 'Zendesk', false, true),
+  ('snyk', 'Snyk', false, true),
+  ('grafana', 'Grafana', false, true),
+  ('alertmanager', 'Alertmanager', false, true),
+  ('new_relic', 'New Relic', false, true),
+  ('hubspot', 'HubSpot', false, true),
+  ('salesforce', 'Salesforce', false, true),
+  ('slack', 'Slack', false, false),
+  ('discord', 'Discord', false, false),
+  ('notion', 'Notion', false, false),
+  ('confluence', 'Confluence', false, false),
+  ('figma', 'Figma', false, false),
+  ('microsoft_outlook', 'Microsoft Outlook', false, false),
+  ('microsoft_teams', 'Microsoft Teams', false, false),
+  ('datadog', 'Datadog', false, false),
+  ('asana', 'Asana', false, false),
+  ('gmail', 'Gmail', false, false),
+  ('buildkite', 'Buildkite', false, false),
+  ('circleci', 'CircleCI', false, false),
+  ('vercel', 'Vercel', false, false),
+  ('netlify', 'Netlify', false, false),
+  ('render', 'Render', false, false),
+  ('railway', 'Railway', false, false),
+  ('cloudflare_pages', 'Cloudflare Pages', false, false),
+  ('monday_com', 'monday.com', false, false),
+  ('shortcut', 'Shortcut', false, false),
+  ('intercom', 'Intercom', false, false),
+  ('fireflies', 'Fireflies', false, false),
+  ('zoom', 'Zoom', false, false),
+  ('google_calendar', 'Google Calendar', false, false),
+  ('google_drive', 'Google Drive', false, false),
+  ('launchdarkly', 'LaunchDarkly', false, false),
+  ('hcp_terraform', 'HCP Terraform', false, false),
+  ('sonarqube', 'SonarQube', false, false),
+  ('miro', 'Miro', false, false),
+  ('posthog', 'PostHog', false, false),
+  ('heroku', 'Heroku', false, false),
+  ('pulumi', 'Pulumi', false, false),
+  ('google_meet', 'Google Meet', false, false),
+  ('microsoft_teams_meetings', 'Microsoft Teams Meetings', false, false),
+  ('fathom', 'Fathom', false, false)
+on conflict (name) do nothing;
+
+create table if not exists flows (
+  kind text primary key,
+  credits int not null check (credits >= 0)
+);
+
+insert into flows (kind, credits) values
+  ('handoff', 1),
+  ('cross_source_correlation', 2),
+  ('onboarding_brief', 2),
+  ('release_notes', 3),
+  ('architecture_insight', 5)
+on conflict (kind) do nothing;
+
+-- --- Events -------------------------------------------------------------------------------
+
+create table if not exists events (
+  id uuid primary key default uuidv7(),
+  user_id uuid not null references users,
+  project_id uuid not null references projects on delete cascade,
+  source text not null references sources,
+  event_type text not null,
+  title text not null,
+  content text,
+  external_id text,
+  resource text,
+  branch text,
+  priority text,
+  author text,
+  url text,
+  metadata jsonb not null default '{}',
+  occurred_at timestamptz not null,
+  created_at timestamptz not null default baton_now()
+);
+create unique index if not exists events_external on events (project_id, source, external_id)
+  where external_id is not null;
+create index if not exists events_recent on events (project_id, occurred_at desc, id desc);
+create index if not exists events_recent_by_source
+  on events (project_id, source, occurred_at desc, id desc);
+-- Releases are rare among events, and release notes start by finding the last two.
+create index if not exists events_releases on events (project_id, source, occurred_at desc, id desc)
+  where event_type in ('tag', 'release', 'release.published');
+
+create table if not exists event_facets (
+  project_id uuid not null references projects on delete cascade,
+  source text not null references sources,
+  dimension text not null check (dimension in ('projects', 'eventTypes', 'branches', 'priorities')),
+  resource text not null default '',  -- branches belong to a resource, the other values to none
+  value text not null,
+  primary key (project_id, source, dimension, resource, value)
+);
+
+-- Store a batch of events for a project that the user may see. A wrong source refuses the whole
+-- batch; an external id that is already there, or twice in the batch, counts as a duplicate.
+-- Rows are written in the order of their keys, so that two batches cannot deadlock.
+create or replace function ingest_events(
+  p_user_id uuid, p_project_id uuid, p_events jsonb, out accepted int, out duplicates int
+) language plpgsql as $$
+declare
+  v_index bigint;
+  v_source text;
+begin
+  perform assert_project(p_user_id, p_project_id);
+
+  select e.ordinality - 1, e.value ->> 'source' into v_index, v_source
+  from jsonb_array_elements(p_events) with ordinality e
+  where not exists (select from sources s where s.name = e.value ->> 'source')
+  order by e.ordinality
+  limit 1;
+  if found then
+    raise 'events[%].source: there is no source named "%".', v_index, v_source
+      using errcode = 'BT400';
+  end if;
+
+  with incoming as (
+    select *
+    from jsonb_to_recordset(p_events) as e (
+      source text, event_type text, title text, content text, external_id text, resource text,
+      branch text, priority text, author text, url text, metadata jsonb, occurred_at timestamptz)
+  ),
+  stored as (
+    insert into events (
+      user_id, project_id, source, event_type, title, content, external_id, resource, branch,
+      priority, author, url, metadata, occurred_at)
+    select
+      p_user_id, p_project_id, source, event_type, title, content, external_id, resource, branch,
+      priority, author, url, coalesce(metadata, '{}'), coalesce(occurred_at, baton_now())
+    from incoming
+    order by source, external_id
+    on conflict (project_id, source, external_id) where external_id is not null do nothing
+    returning source, event_type, resource, branch, priority
+  ),
+  facets as (
+    select source, 'projects' as dimension, '' as resource, resource as value from stored
+    union
+    select source, 'eventTypes', '', event_type from stored
+    union
+    select source, 'branches', coalesce(resource, ''), branch from stored
+    union
+    select source, 'priorities', '', priority from stored
+  ),
+  noted as (
+    insert into event_facets (project_id, source, dimension, resource, value)
+    select p_project_id, source, dimension, resource, value
+    from facets
+    where value is not null
+    order by source, dimension, resource, value
+    on conflict do nothing
+  )
+  select count(*) into accepted from stored;
+  duplicates := jsonb_array_length(p_events) - accepted;
+end
+$$;
+
+-- --- Jobs ---------------------------------------------------------------------------------
+
+create table if not exists jobs (
+  id uuid primary key default uuidv7(),
+  user_id uuid not null references users,
+  project_id uuid not null references projects on delete cascade,
+  kind text not null references flows,
+  input jsonb not null,  -- {"sources", "filters", "until", "options"}: the scope as submitted
+  credits int not null check (credits >= 0),
+  status text not null default 'pending'
+    check (status in ('pending', 'processing', 'completed', 'failed')),
+  outcome text check (outcome in ('succeeded', 'failed', 'cancelled', 'timed_out', 'expired')),
+  attempt int not null default 0,  -- how many attempts have started
+  lease_token uuid,  -- of the current attempt, or of the one that ended the job: the fence
+  crashes int not null default 0,  -- attempts whose worker died
+  provider_errors int not null default 0,  -- attempts that ended in a retryable provider error
+  ticket_id bigint,  -- the ticket of the current attempt; procrastinate_jobs.id
+  rev bigint not null default 1,  -- grows with every change that a client can see
+  result_kind text check (result_kind in ('handoff', 'insight')),
+  result_id uuid,
+  error text,
+  error_code text check (error_code in (
+    'plan_violation', 'quota_exceeded', 'generation_failed', 'no_result', 'cancelled', 'timeout',
+    'worker_lost')),
+  error_meta jsonb not null default '{}',
+  created_at timestamptz not null default baton_now(),
+  updated_at timestamptz not null default baton_now(),
+  started_at timestamptz,
+  completed_at timestamptz,
+  constraint jobs_ended check ((status in ('completed', 'failed')) = (completed_at is not null)),
+  constraint jobs_outcome check ((status in ('completed', 'failed')) = (outcome is not null)),
+  constraint jobs_succeeded check ((status = 'completed') = (outcome is not distinct from 'succeeded')),
+  constraint jobs_result check (
+    (status = 'completed') = (result_id is not null)
+    and (result_id is null) = (result_kind is null)),
+  constraint jobs_error check (
+    (status = 'failed') = (error_code is not null) and (error_code is null) = (error is null)),
+  constraint jobs_running check (status <> 'processing' or lease_token is not null)
+) with (fillfactor = 80);
+
+create table if not exists leases (
+  job_id uuid primary key references jobs on delete cascade,
+  lease_token uuid not null,
+  worker text not null,
+  expires_at timestamptz not null
+) with (fillfactor = 50);
+
+-- The last line of defence for "a finished job never changes": no code path can get round it.
+create or replace function refuse_change_of_ended_job() returns trigger
+language plpgsql as $$
+begin
+  raise 'Job % is % and stays so.', old.id, old.status using errcode = 'BT409';
+end
+$$;
+create or replace trigger jobs_ended_is_final before update on jobs for each row
+  when (old.status in ('completed', 'failed') and (
+    new.status is distinct from old.status or new.result_id is distinct from old.result_id
+    or new.error_code is distinct from old.error_code))
+  execute function refuse_change_of_ended_job();
+
+-- The first fault of a scope as a sentence that names the field, or null. Unknown *values* of a
+-- filter are no fault: they match nothing.
+create or replace function scope_fault(p_kind text, p_sources text[], p_filters jsonb) returns text
+language plpgsql stable as $$
+declare
+  v_fault text;
+begin
+  select format('sources: there is no source named "%s".', name) into v_fault
+  from unnest(p_sources) as name
+  where name not in (select s.name from sources s)
+  limit 1;
+  if found then
+    return v_fault;
+  end if;
+
+  select case
+    when s.name is null then format('filters.%s: there is no source named "%s".', f.key, f.key)
+    when f.value ? 'branches' and not s.has_branches
+      then format('filters.%s.branches: %s has no branches.', f.key, s.label)
+    when f.value ? 'priorities' and not s.has_priorities
+      then format('filters.%s.priorities: %s has no priorities.', f.key, s.label)
+  end into v_fault
+  from jsonb_each(coalesce(p_filters, '{}')) f
+  left join sources s on s.name = f.key
+  order by 1
+  limit 1;
+  if v_fault is not null then
+    return v_fault;
+  end if;
+
+  if p_kind in ('architecture_insight', 'release_notes') and p_sources is not null
+    and not exists (select from sources s where s.name = any (p_sources) and s.has_branches) then
+    return format('%s: this artifact needs a code source such as github in its scope.',
+      case p_kind when 'release_notes' then 'source' else 'sources' end);
+  end if;
+  return null;
+end
+$$;
+
+-- Store a request as a pending job; the caller defers its ticket in the same transaction. Without
+-- sources and filters the project's saved scope is taken, and filters alone name their sources.
+create or replace function submit_job(
+  p_user_id uuid, p_project_id uuid, p_kind text, p_sources text[], p_filters jsonb,
+  p_until timestamptz, p_options jsonb
+) returns jobs
+language plpgsql as $$
+declare
+  v_saved jsonb;
+  v_fault text;
+  v_job jobs;
+begin
+  perform assert_project(p_user_id, p_project_id);
+
+  if p_sources is null and p_filters is null then
+    select scope into v_saved from projects where id = p_project_id;
+    p_filters := nullif(v_saved -> 'filters', 'null');
+    if jsonb_typeof(v_saved -> 'sources') = 'array' then
+      p_sources := array(select jsonb_array_elements_text(v_saved -> 'sources'));
+    end if;
+  end if;
+  if p_sources is null and p_filters <> '{}' then
+    p_sources := array(select jsonb_object_keys(p_filters));
+  end if;
+
+  v_fault := scope_fault(p_kind, p_sources, p_filters);
+  if v_fault is not null then
+    raise '%', v_fault using errcode = 'BT400';
+  end if;
+
+  insert into jobs (user_id, project_id, kind, input, credits)
+  select
+    p_user_id,
+    p_project_id,
+    kind,
+    jsonb_build_object(
+      'sources', p_sources, 'filters', coalesce(p_filters, '{}'), 'until', p_until,
+      'options', p_options),
+    credits
+  from flows
+  where kind = p_kind
+  returning * into strict v_job;
+  return v_job;
+end
+$$;
+
+-- A worker that holds a ticket takes the job. No row: another ticket won, or the job has ended.
+create or replace function claim_job(
+  p_job_id uuid, p_ticket_id bigint, p_worker text, p_lease_seconds double precision
+) returns setof jobs
+language plpgsql as $$
+declare
+  v_job jobs;
+begin
+  update jobs
+  set
+    status = 'processing',
+    attempt = attempt + 1,
+    lease_token = gen_random_uuid(),
+    ticket_id = p_ticket_id,
+    rev = rev + 1,
+    started_at = coalesce(started_at, baton_now()),
+    updated_at = baton_now()
+  where id = p_job_id and status = 'pending'
+  returning * into v_job;
+  if not found then
+    return;
+  end if;
+  insert into leases (job_id, lease_token, worker, expires_at)
+  values (
+    v_job.id, v_job.lease_token, p_worker,
+    baton_now() + p_lease_seconds * interval '1 second');
+  return next v_job;
+end
+$$;
+
+-- One statement per worker and tick, for all that it runs. Answers the jobs whose lease is still
+-- its own; for the others it has to stop, their result would be refused.
+create or replace function renew_leases(
+  p_job_ids uuid[], p_lease_tokens uuid[], p_lease_seconds double precision
+) returns setof uuid
+language sql as $$
+  update leases l
+  set expires_at = baton_now() + p_lease_seconds * interval '1 second'
+  from unnest(p_job_ids, p_lease_tokens) as held (job_id, lease_token)
+  where l.job_id = held.job_id and l.lease_token = held.lease_token
+  returning l.job_id
+$$;
+
+-- A fenced write has to say why it was refused: the job is gone, or this attempt lost it.
+create or replace function raise_lease_lost(p_job_id uuid) returns void
+language plpgsql as $$
+begin
+  raise 'Another attempt owns job %, or it has ended.', p_job_id using errcode = 'BT410';
+end
+$$;
+
+-- --- Artifacts ----------------------------------------------------------------------------
+
+create table if not exists handoffs (
+  id uuid primary key default uuidv7(),
+  job_id uuid not null unique references jobs on delete cascade,
+  lease_token uuid not null,
+  user_id uuid not null references users,
+  project_id uuid not null references projects on delete cascade,
+  status text not null default 'active' check (status in ('active', 'archived')),
+  title text not null,
+  summary text not null,
+  sources jsonb not null,
+  key_changes jsonb not null,
+  decisions jsonb not null,
+  open_questions jsonb not null,
+  next_steps jsonb not null,
+  data jsonb not null,  -- the same statements with the ids of the events behind each
+  related_event_ids jsonb not null,
+  markdown text not null,
+  scope jsonb not null,  -- {"sources", "filters"}: what makes two handoffs successors
+  period_start timestamptz not null,
+  period_end timestamptz not null,
+  model_used text not null,
+  token_usage jsonb not null,
+  created_at timestamptz not null default baton_now(),
+  updated_at timestamptz not null default baton_now()
+);
+create index if not exists handoffs_recent on handoffs (project_id, created_at desc, id desc);
+
+create table if not exists insights (
+  id uuid primary key default uuidv7(),
+  job_id uuid not null unique references jobs on delete cascade,
+  lease_token uuid not null,
+  requested_by uuid not null references users,
+  project_id uuid not null references projects on delete cascade,
+  kind text not null references flows,
+  status text not null default 'active' check (status in ('active', 'archived')),
+  title text not null,
+  summary text not null,
+  data jsonb not null,
+  related_event_ids jsonb not null,
+  markdown text not null,
+  period_start timestamptz not null,
+  period_end timestamptz not null,
+  model_used text not null,
+  token_usage jsonb not null,
+  created_at timestamptz not null default baton_now(),
+  updated_at timestamptz not null default baton_now()
+);
+create index if not exists insights_recent on insights (project_id, created_at desc, id desc);
+
+create table if not exists charges (
+  job_id uuid primary key references jobs on delete cascade,  -- hence at most once
+  user_id uuid not null references users,
+  project_id uuid not null references projects on delete cascade,
+  kind text not null references flows,
+  credits int not null check (credits >= 0),
+  created_at timestamptz not null default baton_now()
+);
+
+-- The good end of an attempt, all or nothing: status, artifact, charge, lease and ticket. Called
+-- again with the same token (its first answer was lost on the way) it answers the same job.
+-- p_artifact has the columns of handoffs or insights that a worker makes.
+create or replace function complete_job(
+  p_job_id uuid, p_lease_token uuid, p_artifact jsonb
+) returns jobs
+language plpgsql as $$
+declare
+  v_job jobs;
+  v_result_id uuid := uuidv7();
+begin
+  update jobs
+  set
+    status = 'completed',
+    outcome = 'succeeded',
+    result_kind = case kind when 'handoff' then 'handoff' else 'insight' end,
+    result_id = v_result_id,
+    rev = rev + 1,
+    completed_at = baton_now(),
+    updated_at = baton_now()
+  where id = p_job_id and status = 'processing' and lease_token = p_lease_token
+  returning * into v_job;
+  if not found then
+    select * into v_job
+    from jobs
+    where id = p_job_id and status = 'completed' and lease_token = p_lease_token;
+    if not found then
+      perform raise_lease_lost(p_job_id);
+    end if;
+    return v_job;
+  end if;
+
+  delete from leases where job_id = v_job.id;
+  delete from procrastinate_jobs where id = v_job.ticket_id;
+
+  if v_job.result_kind = 'handoff' then
+    insert into handoffs (
+      id, job_id, lease_token, user_id, project_id, title, summary, sources, key_changes,
+      decisions, open_questions, next_steps, data, related_event_ids, markdown, scope,
+      period_start, period_end, model_used, token_usage)
+    select
+      v_result_id, v_job.id, p_lease_token, v_job.user_id, v_job.project_id, a.title, a.summary,
+      a.sources, a.key_changes, a.decisions, a.open_questions, a.next_steps, a.data,
+      a.related_event_ids, a.markdown,
+      jsonb_build_object(
+        'sources', v_job.input -> 'sources', 'filters', v_job.input -> 'filters'),
+      a.period_start, a.period_end, a.model_used, a.token_usage
+    from jsonb_populate_record(null::handoffs, p_artifact) a;
+  else
+    insert into insights (
+      id, job_id, lease_token, requested_by, project_id, kind, title, summary, data,
+      related_event_ids, markdown, period_start, period_end, model_used, token_usage)
+    select
+      v_result_id, v_job.id, p_lease_token, v_job.user_id, v_job.project_id, v_job.kind, a.title,
+      a.summary, a.data, a.related_event_ids, a.markdown, a.period_start, a.period_end,
+      a.model_used, a.token_usage
+    from jsonb_populate_record(null::insights, p_artifact) a;
+  end if;
+
+  insert into charges (job_id, user_id, project_id, kind, credits)
+  values (v_job.id, v_job.user_id, v_job.project_id, v_job.kind, v_job.credits);
+  return v_job;
+end
+$$;
+
+-- The bad end of an attempt: a code, a sentence for a person, and no charge.
+create or replace function fail_job(
+  p_job_id uuid, p_lease_token uuid, p_error_code text, p_error text, p_error_meta jsonb
+) returns jobs
+language plpgsql as $$
+declare
+  v_job jobs;
+begin
+  update jobs
+  set
+    status = 'failed',
+    outcome = 'failed',
+    error_code = p_error_code,
+    error = p_error,
+    error_meta = p_error_meta,
+    rev = rev + 1,
+    completed_at = baton_now(),
+    updated_at = baton_now()
+  where id = p_job_id and status = 'processing' and lease_token = p_lease_token
+  returning * into v_job;
+  if not found then
+    select * into v_job
+    from jobs
+    where id = p_job_id and status = 'failed' and lease_token = p_lease_token;
+    if not found then
+      perform raise_lease_lost(p_job_id);
+    end if;
+    return v_job;
+  end if;
+  delete from leases where job_id = v_job.id;
+  delete from procrastinate_jobs where id = v_job.ticket_id;
+  return v_job;
+end
+$$;
+
+-- Give a job back unfinished, for example because the worker has to stop. The ticket goes back
+-- to its queue, so that the next worker takes it at once.
+create or replace function release_job(p_job_id uuid, p_lease_token uuid) returns jobs
+language plpgsql as $$
+declare
+  v_job jobs;
+begin
+  update jobs
+  set status = 'pending', lease_token = null, rev = rev + 1, updated_at = baton_now()
+  where id = p_job_id and status = 'processing' and lease_token = p_lease_token
+  returning * into v_job;
+  if not found then
+    perform raise_lease_lost(p_job_id);
+  end if;
+  delete from leases where job_id = v_job.id;
+  update procrastinate_jobs
+  set status = 'todo', worker_id = null, abort_requested = false
+  where id = v_job.ticket_id;
+  return v_job;
+end
+$$;
+
+-- --- ops: what an operator does, from psql -------------------------------------------------
+
+create schema if not exists ops;
+comment on schema ops is 'What an operator does day to day. Start with: \df+ ops.*';
+
+-- A slug from a name; names without a Latin letter or digit become "project".
+create or replace function slug_of(p_name text) returns text
+language sql immutable as $$
+  select coalesce(
+    nullif(trim(both '-' from regexp_replace(lower(p_name), '[^a-z0-9]+', '-', 'g')), ''),
+    'project')
+$$;
+
+create or replace function ops.create_user(
+  email text, name text default null, plan text default 'self_hosted'
+) returns uuid
+language sql as $$
+  insert into users (email, name, plan)
+  values (
+    create_user.email,
+    coalesce(create_user.name, split_part(create_user.email, '@', 1)),
+    create_user.plan)
+  returning id
+$$;
+comment on function ops.create_user is
+  'Create a user and answer its id. Fails when the e-mail address is taken.';
+
+create or replace function ops.create_organization(name text, slug text default null) returns uuid
+language sql as $$
+  insert into organizations (name, slug)
+  values (
+    create_organization.name,
+    coalesce(create_organization.slug, slug_of(create_organization.name)))
+  returning id
+$$;
+comment on function ops.create_organization is
+  'Create an organization and answer its id. The slug is made from the name unless given.';
+
+create or replace function ops.add_member(
+  organization uuid, member uuid, role text default 'member', admin_until timestamptz default null
+) returns void
+language sql as $$
+  insert into members (organization_id, user_id, role, admin_until)
+  values (organization, member, add_member.role, add_member.admin_until)
+  on conflict (organization_id, user_id) do update
+  set role = excluded.role, admin_until = excluded.admin_until
+$$;
+comment on function ops.add_member is
+  'Add a user to an organization as admin or member, or change the role. '
+  'A member with admin_until is an admin until that time.';
+
+create or replace function ops.create_project(
+  name text, owner uuid, organization uuid default null
+) returns uuid
+language plpgsql as $$
+declare
+  v_base text := slug_of(create_project.name);
+  v_slug text;
+  v_id uuid;
+begin
+  if organization is not null then
+    perform from members m where m.organization_id = organization and m.user_id = owner;
+    if not found then
+      raise 'owner: the user is no member of the organization.' using errcode = 'BT400';
+    end if;
+  end if;
+  -- Serialises makers of projects of one owner or organization, so that a free slug stays free.
+  perform pg_advisory_xact_lock(hashtextextended(coalesce(organization, owner)::text, 0));
+  select candidate into v_slug
+  from generate_series(1, 10000) as n,
+    lateral (select case n when 1 then v_base else v_base || '-' || n end) as c (candidate)
+  where not exists (
+    select from projects p
+    where p.slug = candidate and p.organization_id is not distinct from organization
+      and (organization is not null or p.owner_id = owner))
+  order by n
+  limit 1;
+  insert into projects (name, slug, owner_id, organization_id)
+  values (create_project.name, v_slug, owner, organization)
+  returning id into v_id;
+  return v_id;
+end
+$$;
+comment on function ops.create_project is
+  'Create a project and answer its id: personal, or of an organization that the owner is in.';
+
+create or replace function ops.create_api_key(user_id uuid, label text default '') returns text
+language plpgsql as $$
+declare
+  -- Four random UUIDs hold 488 random bits; their SHA-256 is 32 bytes that nobody can predict.
+  v_secret bytea := sha256(
+    uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())
+    || uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid()));
+  v_key text := 'fr_' || rtrim(translate(encode(v_secret, 'base64'), '+/', '-_'), '=');
+begin
+  insert into api_keys (user_id, label, prefix, digest)
+  values (
+    create_api_key.user_id, create_api_key.label, left(v_key, 11),
+    sha256(convert_to(v_key, 'UTF8')));
+  return v_key;
+end
+$$;
+comment on function ops.create_api_key is
+  'Make an API key for a user and answer it. This is the only time it can be seen: '
+  'only its SHA-256 is stored.';
+
+create or replace function ops.revoke_api_key(prefix text) returns boolean
+language plpgsql as $$
+begin
+  update api_keys k
+  set revoked_at = baton_now()
+  where k.prefix = left(revoke_api_key.prefix, 11) and k.revoked_at is null;
+  return found;
+end
+$$;
+comment on function ops.revoke_api_key is
+  'Revoke the key that starts with this prefix (11 characters). False: no such live key.';
+
+insert into schema_version (version) values (1) on conflict (version) do nothing;
