@@ -1,0 +1,19 @@
+"""Baton's HTTP side, and what both sides share.
+
+Read top-down; a file imports only files above it:
+
+    logs, settings, connector, embedded, schemas, history   stand alone
+    db         the pool, the named queries, the errors of the database
+    queue      tickets: defer one in the caller's transaction
+    errors     what a client is told when something is wrong
+    wire       bytes to checked values, values to bytes
+    auth       who is calling
+    events     activity in, and out again
+    jobs       asking for an artifact and reading the job: the heart
+    resources  projects, handoffs, insights, filters
+    openapi    the document, made from the route table
+    main       the route table and the application
+    client, supervisor, __main__   the command line, which also starts `tasks`
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,323 @@
+-- Every statement that Python asks, by name. What two statements have to agree on is a function
+-- in schema.sql. Parameters are positional; the caller's user id comes first wherever a caller
+-- is behind the statement, and $n are listed in the line under the name.
+
+-- name: ping
+-- Does the database answer?
+select 1;
+
+-- name: schema_version
+-- The newest schema that has been applied; no row in a database that has none.
+select max(version) from schema_version;
+
+-- name: has_table
+-- $1 name. Asked before anything else of a database that may be empty.
+select to_regclass($1) is not null;
+
+-- name: lock_migration
+-- Two processes that migrate at once take turns; the lock ends with the transaction.
+select pg_advisory_xact_lock(hashtextextended('baton migrate', 0));
+
+-- name: caller_of_key
+-- $1 SHA-256 of the raw key. Who a live key acts for.
+select user_id from api_keys where digest = $1 and revoked_at is null;
+
+-- name: submit_job
+-- $1 user, $2 project, $3 kind, $4 sources, $5 filters, $6 until, $7 options. BT404, BT400.
+select id, status from submit_job($1, $2, $3, $4, $5, $6, $7);
+
+-- name: read_job
+-- $1 user, $2 job. The job as a client sees it, if this user may.
+select
+  j.id, j.project_id, j.kind, j.status, j.result_kind, j.result_id, j.error, j.error_code,
+  j.error_meta, j.created_at, j.updated_at
+from jobs j
+join project_access a on a.project_id = j.project_id and a.user_id = $1
+where j.id = $2;
+
+-- name: read_handoff
+-- $1 user, $2 handoff.
+select
+  h.id, h.user_id, h.project_id, p.name as project_name,
+  case when p.organization_id is null then 'personal' else 'project' end as scope_type,
+  h.title, h.summary, h.status, h.sources, h.key_changes, h.decisions, h.open_questions,
+  h.next_steps, h.data, h.related_event_ids, h.period_start, h.period_end, h.model_used,
+  h.token_usage, h.created_at, h.updated_at, h.markdown
+from handoffs h
+join projects p on p.id = h.project_id
+join project_access a on a.project_id = h.project_id and a.user_id = $1
+where h.id = $2;
+
+-- name: list_handoffs
+-- $1 user, $2 project or null for all, $3 status or null for all, $4 limit. Newest first; each
+-- project gives at most $4 rows, so the sort never sees more than that times the projects.
+select
+  h.id, h.user_id, h.project_id, p.name as project_name,
+  case when p.organization_id is null then 'personal' else 'project' end as scope_type,
+  h.title, h.summary, h.status, h.sources, h.key_changes, h.decisions, h.open_questions,
+  h.next_steps, h.data, h.related_event_ids, h.period_start, h.period_end, h.model_used,
+  h.token_usage, h.created_at, h.updated_at, h.markdown
+from project_access a
+join projects p on p.id = a.project_id
+cross join lateral (
+  select *
+  from handoffs
+  where project_id = a.project_id and ($3::text is null or status = $3)
+  order by created_at desc, id desc
+  limit $4
+) h
+where a.user_id = $1 and ($2::uuid is null or a.project_id = $2)
+order by h.created_at desc, h.id desc
+limit $4;
+
+-- name: set_handoff_status
+-- $1 user, $2 handoff, $3 status. The id, or no row when it is not visible.
+update handoffs h
+set status = $3, updated_at = baton_now()
+from project_access a
+where h.id = $2 and a.project_id = h.project_id and a.user_id = $1
+returning h.id;
+
+-- name: read_insight
+-- $1 user, $2 insight.
+select
+  i.id, i.project_id, i.requested_by, i.kind, i.title, i.summary, i.data, i.model_used,
+  i.token_usage, i.status, i.related_event_ids, i.period_start, i.period_end, i.created_at,
+  i.updated_at, i.markdown
+from insights i
+join project_access a on a.project_id = i.project_id and a.user_id = $1
+where i.id = $2;
+
+-- name: list_insights
+-- $1 user, $2 project, $3 kind or null, $4 status or null, $5 limit. Newest first.
+select
+  i.id, i.project_id, i.requested_by, i.kind, i.title, i.summary, i.data, i.model_used,
+  i.token_usage, i.status, i.related_event_ids, i.period_start, i.period_end, i.created_at,
+  i.updated_at, i.markdown
+from insights i
+join project_access a on a.project_id = i.project_id and a.user_id = $1
+where i.project_id = $2 and ($3::text is null or i.kind = $3)
+  and ($4::text is null or i.status = $4)
+order by i.created_at desc, i.id desc
+limit $5;
+
+-- name: set_insight_status
+-- $1 user, $2 insight, $3 status. The id, or no row when it is not visible.
+update insights i
+set status = $3, updated_at = baton_now()
+from project_access a
+where i.id = $2 and a.project_id = i.project_id and a.user_id = $1
+returning i.id;
+
+-- name: assert_project
+-- $1 user, $2 project. BT404 unless visible.
+select assert_project($1, $2);
+
+-- name: list_organizations
+-- $1 user.
+select
+  o.id, o.name, o.slug,
+  case when m.role = 'admin' or m.admin_until > baton_now() then 'admin' else 'member' end as role,
+  m.role = 'member' and coalesce(m.admin_until > baton_now(), false) as is_temporary_admin
+from members m
+join organizations o on o.id = m.organization_id
+where m.user_id = $1
+order by o.name, o.id;
+
+-- name: list_projects
+-- $1 user.
+select
+  p.id, p.name, p.slug, p.description, p.organization_id, o.name as organization_name,
+  o.slug as organization_slug,
+  case when o.id is null then 'personal' else 'organization' end as project_type,
+  a.access_role, p.created_at, p.updated_at
+from project_access a
+join projects p on p.id = a.project_id
+left join organizations o on o.id = p.organization_id
+where a.user_id = $1
+order by p.name, p.id;
+
+-- name: ingest_events
+-- $1 user, $2 project, $3 array of events. BT404, BT400.
+select accepted, duplicates from ingest_events($1, $2, $3);
+
+-- name: list_events
+-- $1 user, $2 project or null, $3 source or null, $4 limit. Newest first, as list_handoffs.
+select
+  e.id, e.user_id, e.project_id, e.source, e.event_type, e.title, e.content, e.external_id,
+  e.resource, e.branch, e.priority, e.author, e.url, e.metadata, e.occurred_at, e.created_at
+from project_access a
+cross join lateral (
+  select *
+  from events
+  where project_id = a.project_id and ($3::text is null or source = $3)
+  order by occurred_at desc, id desc
+  limit $4
+) e
+where a.user_id = $1 and ($2::uuid is null or a.project_id = $2)
+order by e.occurred_at desc, e.id desc
+limit $4;
+
+-- name: has_source
+-- $1 name. Asked only when a list came back empty, to tell a typo from silence.
+select exists (select from sources where name = $1);
+
+-- name: list_facets
+-- $1 user, $2 project or null. What the events of the visible projects really hold.
+select f.source, f.dimension, f.resource, f.value
+from project_access a
+join event_facets f on f.project_id = a.project_id
+where a.user_id = $1 and ($2::uuid is null or a.project_id = $2)
+group by f.source, f.dimension, f.resource, f.value
+order by f.source, f.dimension, f.resource, f.value;
+
+-- name: claim_job
+-- $1 job, $2 ticket, $3 worker, $4 lease in seconds. No row: the ticket is to be dropped.
+select
+  j.id, j.user_id, j.project_id, p.name as project_name, j.kind, j.input, j.attempt,
+  j.lease_token, baton_now() as claimed_at
+from claim_job($1, $2, $3, $4) j
+join projects p on p.id = j.project_id;
+
+-- name: renew_leases
+-- $1 jobs, $2 tokens, $3 lease in seconds. The jobs that are still this worker's.
+select renew_leases($1, $2, $3);
+
+-- name: complete_job
+-- $1 job, $2 token, $3 artifact. BT410 when fenced.
+select id, status from complete_job($1, $2, $3);
+
+-- name: fail_job
+-- $1 job, $2 token, $3 code, $4 sentence, $5 meta. BT410 when fenced.
+select id, status from fail_job($1, $2, $3, $4, $5);
+
+-- name: release_job
+-- $1 job, $2 token. BT410 when fenced.
+select id, status from release_job($1, $2);
+
+-- name: end_ticket
+-- $1 ticket, $2 Procrastinate's worker. A ticket ends with its job; this is for one whose job
+-- another attempt has or had. No row is touched when the ticket has ended or moved on.
+delete from procrastinate_jobs where id = $1 and status = 'doing' and worker_id = $2;
+
+-- name: return_ticket
+-- $1 ticket, $2 Procrastinate's worker, $3 seconds. The attempt broke before it could say how the
+-- job goes on: try the ticket again a little later.
+update procrastinate_jobs
+set status = 'todo', worker_id = null, scheduled_at = now() + $3 * interval '1 second'
+where id = $1 and status = 'doing' and worker_id = $2;
+
+-- name: previous_handoff_end
+-- $1 project, $2 scope, $3 before. Where the last active handoff of the same scope stopped.
+select max(period_end)
+from (
+  select period_end, scope
+  from handoffs
+  where project_id = $1 and status = 'active'
+  order by created_at desc, id desc
+  limit 200
+) recent
+where scope = $2 and period_end < $3;
+
+-- name: release_bounds
+-- $1 project, $2 source, $3 repository or null, $4 until. The last two releases, newest first.
+select occurred_at
+from events
+where project_id = $1 and source = $2 and event_type in ('tag', 'release', 'release.published')
+  and ($3::text is null or resource = $3) and occurred_at <= $4
+order by occurred_at desc, id desc
+limit 2;
+
+-- name: newest_event
+-- $1 project, $2 sources or null, $3 until. When something last happened in scope.
+select max(e.occurred_at)
+from (
+  select distinct source from event_facets
+  where project_id = $1 and ($2::text[] is null or source = any ($2))
+) s
+cross join lateral (
+  select occurred_at from events
+  where project_id = $1 and source = s.source and occurred_at <= $3
+  order by occurred_at desc, id desc
+  limit 1
+) e;
+
+-- name: events_in_scope
+-- $1 project, $2 sources or null, $3 filters, $4 since (exclusive), $5 until, $6 repository or
+-- null, $7 limit. Newest first. A filter of a source narrows that source and no other.
+select
+  e.id, e.source, e.event_type, e.title, e.content, e.external_id, e.resource, e.branch,
+  e.priority, e.author, e.url, e.metadata, e.occurred_at
+from events e
+cross join lateral (select coalesce($3::jsonb -> e.source, '{}') as filter) f
+where e.project_id = $1
+  and e.occurred_at > $4 and e.occurred_at <= $5
+  and ($2::text[] is null or e.source = any ($2))
+  and ($6::text is null or e.resource = $6)
+  and (not f.filter ? 'projects' or f.filter -> 'projects' ? e.resource)
+  and (not f.filter ? 'eventTypes' or f.filter -> 'eventTypes' ? e.event_type)
+  and (not f.filter ? 'branches' or f.filter -> 'branches' ? e.branch)
+  and (not f.filter ? 'priorities' or f.filter -> 'priorities' ? e.priority)
+order by e.occurred_at desc, e.id desc
+limit $7;
+
+-- name: has_user
+-- Is this install new?
+select exists (select from users);
+
+-- name: server_version
+-- For `baton doctor`.
+select current_setting('server_version');
+
+-- name: find_user
+-- $1 e-mail address. For the operator's commands.
+select id from users where lower(email) = lower($1);
+
+-- name: sole_user
+-- The user of an install that has just one; no row otherwise.
+select min(id::text)::uuid from users having count(*) = 1;
+
+-- name: find_organization
+-- $1 slug.
+select id from organizations where slug = $1;
+
+-- name: find_projects
+-- $1 id, slug or name. For the operator's commands: everything that may be meant.
+select id, name, slug, owner_id from projects
+where id::text = $1 or slug = $1 or name = $1
+order by created_at;
+
+-- name: all_projects
+-- For `baton project list`.
+select p.id, p.name, p.slug, u.email as owner, o.slug as organization
+from projects p
+join users u on u.id = p.owner_id
+left join organizations o on o.id = p.organization_id
+order by p.created_at;
+
+-- name: all_keys
+-- For `baton key list`.
+select k.prefix, u.email, k.label, k.created_at, k.revoked_at
+from api_keys k
+join users u on u.id = k.user_id
+order by k.created_at;
+
+-- name: create_user
+-- $1 e-mail address.
+select ops.create_user($1);
+
+-- name: create_project
+-- $1 name, $2 owner, $3 organization or null.
+select ops.create_project($1, $2, $3);
+
+-- name: create_api_key
+-- $1 user, $2 label. The raw key, this once.
+select ops.create_api_key($1, $2);
+
+-- name: revoke_api_key
+-- $1 prefix.
+select ops.revoke_api_key($1);
+
+-- name: worker_seen
+-- How many seconds ago the liveliest worker gave a sign; null when there is none.
+select extract(epoch from now() - max(last_heartbeat))::float8 from procrastinate_workers;

@@ -1,0 +1,70 @@
+"""All configuration, read once from the environment.
+
+The one rule: every fault is found at start and all of them are reported together, each naming its
+variable. Nothing else in Baton reads the environment.
+"""
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+PROVIDERS = ("extractive",)
+
+
+class ConfigurationError(Exception):
+    """The environment is wrong; the message has one line per fault."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What a process of Baton needs to know."""
+
+    database_url: str | None = field(default=None, repr=False)  # None: embedded; holds a password
+    data_dir: Path = Path(".baton")
+    host: str = "127.0.0.1"
+    port: int = 8000
+    provider: str = "extractive"
+    concurrency: int = 100  # attempts in flight in one worker
+    attempt_timeout: float = 110.0  # seconds; clients are told to wait 120
+    log: str = "json"
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] = os.environ) -> "Settings":
+        """Read and check the environment.
+
+        Raises:
+            ConfigurationError: listing every fault.
+        """
+        faults: list[str] = []
+
+        def text(name: str, default: str, allowed: tuple[str, ...] = ()) -> str:
+            value = env.get(name, "").strip() or default
+            if allowed and value not in allowed:
+                faults.append(f"{name}: must be one of {', '.join(allowed)}, not {value!r}")
+            return value
+
+        def number(name: str, default: int, low: int, high: int) -> int:
+            raw = env.get(name, "").strip() or str(default)
+            if not raw.isascii() or not raw.isdigit() or not low <= int(raw) <= high:
+                faults.append(f"{name}: must be a whole number from {low} to {high}, not {raw!r}")
+                return default
+            return int(raw)
+
+        database_url = env.get("DATABASE_URL", "").strip() or None
+        if database_url and not database_url.startswith(("postgresql://", "postgres://")):
+            faults.append("DATABASE_URL: must start with postgresql://")
+        settings = cls(
+            database_url=database_url,
+            data_dir=Path(text("BATON_DATA_DIR", ".baton")),
+            host=text("HOST", "127.0.0.1"),
+            port=number("PORT", 8000, 1, 65535),
+            provider=text("BATON_PROVIDER", "extractive", PROVIDERS),
+            concurrency=number("BATON_CONCURRENCY", 100, 1, 1000),
+            attempt_timeout=number("BATON_ATTEMPT_TIMEOUT", 110, 1, 3600),
+            log=text("BATON_LOG", "text" if sys.stderr.isatty() else "json", ("text", "json")),
+        )
+        if faults:
+            raise ConfigurationError("\n".join(faults))
+        return settings
