@@ -1,0 +1,41 @@
+"""Who is calling, and which project they may see.
+
+A key is `fr_` and 32 random bytes as base64url. The one rule: missing, malformed, unknown and
+revoked keys get the same 401, and what cannot be a key never reaches the database.
+"""
+
+import hashlib
+import re
+
+from starlette.requests import Request
+
+from app.errors import Unauthorized
+from app.wire import known_id
+
+_BEARER = re.compile(r"bearer +(fr_[A-Za-z0-9_-]{43})", re.ASCII | re.IGNORECASE)
+
+
+async def authenticate(request: Request) -> str:
+    """The id of the user that the request's key acts for.
+
+    Raises:
+        Unauthorized: in one wording, whatever is wrong with the key.
+    """
+    bearer = _BEARER.fullmatch(request.headers.get("authorization", "").strip())
+    if bearer:
+        digest = hashlib.sha256(bearer[1].encode()).digest()
+        user_id: str | None = await request.app.state.database.value("caller_of_key", digest)
+        if user_id is not None:
+            return user_id
+    raise Unauthorized("Send a valid API key as 'Authorization: Bearer fr_…'.")
+
+
+async def visible_project(request: Request, project_id: str) -> str:
+    """The project's id, when the caller may see it.
+
+    Raises:
+        NotFound: unknown, foreign or malformed; nobody can tell which.
+    """
+    known_id(project_id, "project_id")
+    await request.app.state.database.value("assert_project", request.state.user_id, project_id)
+    return project_id

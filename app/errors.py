@@ -1,0 +1,159 @@
+"""What a client is told when something is wrong: one tree of errors, one body.
+
+The one rule: every error body has a string `error` (a sentence for a person), a `code` (for a
+program) and the `request_id`, whatever raised it.
+"""
+
+import logging
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from app import db
+from app.logs import request_id
+
+log = logging.getLogger("baton.api")
+
+RETRY_AFTER = 2  # seconds; a restart of PostgreSQL usually takes about that long
+
+
+class ApiError(Exception):
+    """An answer that is not a success.
+
+    ApiError
+    ├── InvalidRequest        400 invalid_request
+    ├── Unauthorized          401 unauthorized
+    ├── NotFound              404 not_found
+    ├── RequestTimeout        408 request_timeout
+    ├── PayloadTooLarge       413 payload_too_large
+    ├── UriTooLong            414 uri_too_long
+    ├── UnsupportedMediaType  415 unsupported_media_type
+    ├── HeadersTooLarge       431 headers_too_large
+    └── Unavailable           503 unavailable
+    """
+
+    status = HTTPStatus.INTERNAL_SERVER_ERROR
+    code = "internal_error"
+    headers: dict[str, str] = {}
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(sentence)
+        self.sentence = sentence
+
+
+class InvalidRequest(ApiError):
+    """A field is missing or wrong; the sentence names it."""
+
+    status = HTTPStatus.BAD_REQUEST
+    code = "invalid_request"
+
+
+class Unauthorized(ApiError):
+    """The same for a missing, malformed, unknown and revoked key."""
+
+    status = HTTPStatus.UNAUTHORIZED
+    code = "unauthorized"
+    headers = {"WWW-Authenticate": "Bearer"}
+
+
+class NotFound(ApiError):
+    """Unknown or not visible; nobody can tell which."""
+
+    status = HTTPStatus.NOT_FOUND
+    code = "not_found"
+
+
+class RequestTimeout(ApiError):
+    """The body did not arrive in time."""
+
+    status = HTTPStatus.REQUEST_TIMEOUT
+    code = "request_timeout"
+    headers = {"Connection": "close"}
+
+
+class PayloadTooLarge(ApiError):
+    """The body is over the limit; the rest of it is not read."""
+
+    status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    code = "payload_too_large"
+    headers = {"Connection": "close"}
+
+
+class UriTooLong(ApiError):
+    """The path and query are over the limit."""
+
+    status = HTTPStatus.REQUEST_URI_TOO_LONG
+    code = "uri_too_long"
+    headers = {"Connection": "close"}
+
+
+class UnsupportedMediaType(ApiError):
+    """The body is not of a type that this route reads."""
+
+    status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+    code = "unsupported_media_type"
+
+
+class HeadersTooLarge(ApiError):
+    """The headers together are over the limit."""
+
+    status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+    code = "headers_too_large"
+    headers = {"Connection": "close"}
+
+
+class Unavailable(ApiError):
+    """The database is away; nothing is known, so nothing is claimed."""
+
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    code = "unavailable"
+    headers = {"Retry-After": str(RETRY_AFTER)}
+
+
+def as_api_error(error: Exception) -> ApiError:
+    """The answer for whatever was raised; what nobody foresaw is logged and becomes a 500."""
+    match error:
+        case ApiError():
+            return error
+        case db.InvalidRequest():
+            return InvalidRequest(str(error))
+        case db.NotFound():
+            return NotFound(str(error))
+        case db.Unavailable():
+            log.warning("unavailable", extra={"cause": repr(error.__cause__ or error)})
+            return Unavailable("The database does not answer right now. Try again shortly.")
+        case HTTPException(status_code=404):
+            return NotFound("There is nothing at this path; GET /openapi.json lists what there is.")
+        case HTTPException():
+            return _of_starlette(error)
+        case _:
+            log.error("unexpected", exc_info=error)
+            return ApiError("Something unexpected went wrong; the log has it by the request id.")
+
+
+def _of_starlette(error: HTTPException) -> ApiError:
+    status = HTTPStatus(error.status_code)
+    known = ApiError(f"{status.phrase}.")
+    known.status = status
+    known.code = status.name.lower()
+    known.headers = dict(error.headers or {})
+    return known
+
+
+def error_body(error: ApiError) -> dict[str, Any]:
+    """The one shape of an error."""
+    return {"error": error.sentence, "code": error.code, "request_id": request_id.get()}
+
+
+def error_response(error: Exception) -> Response:
+    """Render whatever was raised."""
+    known = as_api_error(error)
+    return Response(
+        orjson.dumps(error_body(known)),
+        status_code=known.status,
+        media_type="application/json",
+        headers=known.headers,
+    )

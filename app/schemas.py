@@ -1,0 +1,605 @@
+"""Every shape that crosses a border, written once.
+
+A pydantic type here validates a request body, describes itself in the OpenAPI document, and (the
+drafts) is the JSON Schema that a model has to fill. The one rule: a field's name is the same on
+the wire, in this file and in the table, so there is no mapping layer anywhere.
+"""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    StringConstraints,
+    WithJsonSchema,
+)
+
+# --- Words of the contract -----------------------------------------------------------------
+
+JobKind = Literal[
+    "handoff",
+    "cross_source_correlation",
+    "onboarding_brief",
+    "architecture_insight",
+    "release_notes",
+]
+InsightKind = Literal[
+    "cross_source_correlation", "onboarding_brief", "architecture_insight", "release_notes"
+]
+JobStatus = Literal["pending", "processing", "completed", "failed"]
+ErrorCode = Literal[
+    "plan_violation",
+    "quota_exceeded",
+    "generation_failed",
+    "no_result",
+    "cancelled",
+    "timeout",
+    "worker_lost",
+]
+ArtifactStatus = Literal["active", "archived"]
+
+# The longest accepted texts, in characters. A title is a line, a content is a long message.
+TITLE_MAX = 1_000
+CONTENT_MAX = 100_000
+NAME_MAX = 300
+URL_MAX = 2_000
+METADATA_DEPTH = 16
+METADATA_VALUES = 2_000
+
+
+def _rfc3339(value: object) -> object:
+    """Accept an RFC 3339 string with an offset; a bare number or a local time is ambiguous."""
+    if isinstance(value, datetime):
+        return value
+    if not isinstance(value, str) or len(value) > 40:
+        raise ValueError("must be an RFC 3339 time such as 2026-11-24T08:00:00Z")
+    try:
+        parsed = datetime.fromisoformat(value)
+    except ValueError:
+        raise ValueError("must be an RFC 3339 time such as 2026-11-24T08:00:00Z") from None
+    if parsed.tzinfo is None:
+        raise ValueError("must carry a time zone, for example a final Z")
+    return parsed
+
+
+def _in_range(value: datetime) -> datetime:
+    """Keep to years that PostgreSQL, RFC 3339 and time zone arithmetic all can hold."""
+    if not 1970 <= value.year <= 2200:
+        raise ValueError("must lie between the years 1970 and 2200")
+    return value.astimezone(UTC)
+
+
+def rfc3339(value: datetime) -> str:
+    """The one way a time is written on the wire: UTC with a Z, microseconds when there are any."""
+    return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+Time = Annotated[
+    datetime,
+    BeforeValidator(_rfc3339),
+    AfterValidator(_in_range),
+    PlainSerializer(rfc3339, when_used="json"),
+    WithJsonSchema({"type": "string", "format": "date-time"}),
+]
+
+
+def _bounded(value: dict[str, Any]) -> dict[str, Any]:
+    """Keep free-form metadata to what JSON writers and jsonb take without trouble."""
+    count = 0
+    stack: list[tuple[dict[str, Any] | list[Any], int]] = [(value, 1)]
+    while stack:
+        item, depth = stack.pop()
+        children = item.values() if isinstance(item, dict) else item
+        count += len(item)
+        if depth > METADATA_DEPTH:
+            raise ValueError(f"must not be nested deeper than {METADATA_DEPTH} levels")
+        if count > METADATA_VALUES:
+            raise ValueError(f"must not hold more than {METADATA_VALUES} values")
+        stack += [(child, depth + 1) for child in children if isinstance(child, dict | list)]
+    return value
+
+
+Metadata = Annotated[dict[str, Any], AfterValidator(_bounded)]
+Line = Annotated[str, StringConstraints(min_length=1, max_length=NAME_MAX)]
+SourceName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+
+
+class Strict(BaseModel):
+    """What comes in: no unknown field, no silent conversion."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Shape(BaseModel):
+    """What goes out: documented here, rendered from rows without passing through this class."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+# --- Requests ------------------------------------------------------------------------------
+
+
+class Filter(Strict):
+    """Narrows one source; the arrays are combined with AND, the values inside one with OR."""
+
+    projects: list[Line] | None = Field(None, max_length=500, description="Resource ids.")
+    eventTypes: list[Line] | None = Field(None, max_length=500)
+    branches: list[Line] | None = Field(None, max_length=500, description="Git sources only.")
+    priorities: list[Line] | None = Field(
+        None, max_length=500, description="Only sources that have priorities."
+    )
+
+
+class JobOptions(Strict):
+    """Reserved for options of the job itself, so that they never collide with an artifact's."""
+
+
+class ArtifactRequest(Strict):
+    """What all requests for an artifact share."""
+
+    filters: dict[SourceName, Filter] | None = Field(None, max_length=100)
+    until: Time | None = Field(
+        None, description="Look back from this time instead of now; handy for old histories."
+    )
+    job: JobOptions | None = None
+
+
+class ScopedRequest(ArtifactRequest):
+    """A request that can name its sources; without sources and filters the saved scope is used."""
+
+    sources: list[SourceName] | None = Field(None, min_length=1, max_length=100)
+
+
+class HandoffRequest(ScopedRequest):
+    """Ask what happened since the previous handoff of the same scope (24 hours to 14 days)."""
+
+    project_id: str
+
+
+class CorrelationRequest(ScopedRequest):
+    """Ask which activity in different sources belongs together."""
+
+    lookbackHours: int = Field(168, ge=1, le=2160)
+    maxEvents: int = Field(150, ge=1, le=1000)
+
+
+class OnboardingRequest(ScopedRequest):
+    """Ask for a brief that brings a new member up to date."""
+
+    newMemberRole: Line | None = None
+    focusArea: Line | None = None
+    lookbackDays: int = Field(30, ge=1, le=365)
+    maxEvents: int = Field(400, ge=1, le=1000)
+
+
+class ArchitectureRequest(ScopedRequest):
+    """Ask how the system is built and where it is moving."""
+
+    focusQuestion: Annotated[str, StringConstraints(min_length=1, max_length=2000)] | None = None
+    lookbackDays: int = Field(14, ge=1, le=365)
+    maxEvents: int = Field(250, ge=1, le=1000)
+
+
+class ReleaseNotesRequest(ArtifactRequest):
+    """Ask for the notes of the latest release, or of what is not released yet."""
+
+    source: SourceName = "github"
+    repo: Line | None = None
+    style: Literal["release_notes", "pr_description"] = "release_notes"
+
+
+class EventInput(Strict):
+    """One piece of tracked activity."""
+
+    source: SourceName
+    event_type: Line
+    title: Annotated[str, StringConstraints(min_length=1, max_length=TITLE_MAX)]
+    content: Annotated[str, StringConstraints(max_length=CONTENT_MAX)] | None = None
+    external_id: Line | None = Field(
+        None, description="The same id of the same source and project is stored once."
+    )
+    resource: Line | None = Field(None, description="Repository, channel, board.")
+    branch: Line | None = None
+    priority: Line | None = None
+    author: Line | None = None
+    url: Annotated[str, StringConstraints(max_length=URL_MAX, pattern=r"^https?://")] | None = None
+    occurred_at: Time | None = Field(None, description="Now, when omitted.")
+    metadata: Metadata | None = None
+
+
+class EventsRequest(Strict):
+    """A batch of events; one bad event refuses the whole batch."""
+
+    project_id: str
+    events: list[EventInput] = Field(min_length=1, max_length=1000)
+
+
+class StatusRequest(Strict):
+    """Archive an artifact, or bring it back."""
+
+    status: ArtifactStatus
+
+
+class Query(BaseModel):
+    """Query parameters: text that is converted, with the same limits."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+Limit = Annotated[int, Field(ge=1, le=100)]
+
+
+class EventsQuery(Query):
+    """Which events to list."""
+
+    project_id: str | None = None
+    source: SourceName | None = None
+    limit: Limit = 20
+
+
+class HandoffsQuery(Query):
+    """Which handoffs to list."""
+
+    project_id: str | None = None
+    status: ArtifactStatus | Literal["all"] = "active"
+    limit: Limit = 20
+
+
+class InsightsQuery(Query):
+    """Which insights of a project to list."""
+
+    kind: InsightKind | None = None
+    status: ArtifactStatus | Literal["all"] = "active"
+    limit: Limit = 20
+
+
+class ProjectQuery(Query):
+    """Of which project; of all that the key may see, when omitted."""
+
+    project_id: str | None = None
+
+
+# --- Responses -----------------------------------------------------------------------------
+
+
+class Error(Shape):
+    """Every answer that is not a success."""
+
+    error: str = Field(description="One sentence for a person; a 400 names the field at fault.")
+    code: str
+    request_id: str
+
+
+class Accepted(Shape):
+    """The job is stored and will reach a terminal state. Poll `Location`."""
+
+    jobId: str
+    status: JobStatus
+
+
+class Job(Shape):
+    """The work of making one artifact."""
+
+    id: str
+    project_id: str
+    kind: JobKind
+    status: JobStatus
+    result_kind: Literal["handoff", "insight"] | None
+    result_id: str | None
+    error: str | None = Field(description="One sentence for a person, when failed.")
+    error_code: ErrorCode | None
+    error_meta: dict[str, Any]
+    created_at: Time
+    updated_at: Time
+
+
+class TokenUsage(Shape):
+    """What the provider counted; zeros for the built-in one."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class Handoff(Shape):
+    """What happened lately, decisions, open questions and next steps."""
+
+    id: str
+    user_id: str
+    project_id: str
+    project_name: str
+    scope_type: Literal["project", "personal"]
+    title: str
+    summary: str
+    status: ArtifactStatus
+    sources: list[str]
+    key_changes: list[str]
+    decisions: list[str]
+    open_questions: list[str]
+    next_steps: list[str]
+    data: dict[str, Any] = Field(
+        description="The same statements, each with the ids of the events behind it."
+    )
+    related_event_ids: list[str]
+    period_start: Time
+    period_end: Time
+    model_used: str
+    token_usage: TokenUsage
+    created_at: Time
+    updated_at: Time
+    markdown: str
+
+
+class Insight(Shape):
+    """A correlation, an onboarding brief, an architecture insight or release notes."""
+
+    id: str
+    project_id: str
+    requested_by: str
+    kind: InsightKind
+    title: str
+    summary: str
+    data: dict[str, Any] = Field(description="Every statement with the ids of its events.")
+    model_used: str
+    token_usage: TokenUsage
+    status: ArtifactStatus
+    related_event_ids: list[str]
+    period_start: Time
+    period_end: Time
+    created_at: Time
+    updated_at: Time
+    markdown: str
+
+
+class JobResponse(Shape):
+    """A job, and its artifact exactly when the status is `completed`."""
+
+    job: Job
+    result: Handoff | Insight | None
+
+
+class HandoffResponse(Shape):
+    """One handoff."""
+
+    handoff: Handoff
+
+
+class InsightResponse(Shape):
+    """One insight."""
+
+    insight: Insight
+
+
+class HandoffList(Shape):
+    """Handoffs, newest first, with their full content."""
+
+    handoffs: list[Handoff]
+
+
+class InsightList(Shape):
+    """Insights, newest first, with their full content."""
+
+    insights: list[Insight]
+
+
+class Organization(Shape):
+    """An organization that the caller is a member of."""
+
+    id: str
+    name: str
+    slug: str
+    role: Literal["admin", "member"]
+    is_temporary_admin: bool
+
+
+class Project(Shape):
+    """A project that the caller may see."""
+
+    id: str
+    name: str
+    slug: str
+    description: str | None
+    organization_id: str | None
+    organization_name: str | None
+    organization_slug: str | None
+    project_type: Literal["personal", "organization"]
+    access_role: Literal["owner", "admin", "member"]
+    created_at: Time
+    updated_at: Time
+
+
+class ProjectList(Shape):
+    """What the caller may see."""
+
+    account_type: Literal["personal", "business"]
+    organizations: list[Organization]
+    projects: list[Project]
+
+
+class Event(Shape):
+    """A stored event."""
+
+    id: str
+    user_id: str
+    project_id: str
+    source: str
+    event_type: str
+    title: str
+    content: str | None
+    external_id: str | None
+    resource: str | None
+    branch: str | None
+    priority: str | None
+    author: str | None
+    url: str | None
+    metadata: dict[str, Any]
+    occurred_at: Time
+    created_at: Time = Field(description="When Baton stored it.")
+
+
+class EventList(Shape):
+    """Events, newest first by `occurred_at`."""
+
+    events: list[Event]
+
+
+class Ingested(Shape):
+    """What became of a batch."""
+
+    accepted: int
+    duplicates: int = Field(description="Already stored, or twice in the batch.")
+
+
+class Labelled(Shape):
+    """A value of a filter and what to show for it."""
+
+    value: str
+    label: str
+
+
+class Resource(Shape):
+    """A resource of a source, for the filter `projects`."""
+
+    id: str
+    label: str
+
+
+class SourceFilters(Shape):
+    """What the events of one source really hold."""
+
+    projects: list[Resource]
+    eventTypes: list[Labelled]
+    priorities: list[Labelled]
+    branches: list[Labelled] | None = None
+    branchesByProject: dict[str, list[Labelled]] | None = None
+    defaultBranchByProject: dict[str, str] | None = None
+
+
+class FiltersResponse(Shape):
+    """Filters by source."""
+
+    filters: dict[str, SourceFilters]
+
+
+class Health(Shape):
+    """The process answers."""
+
+    status: Literal["ok"]
+
+
+# --- Drafts: what a provider returns -------------------------------------------------------
+
+
+class Draft(BaseModel):
+    """A provider's structured answer. Event ids are those of the context, nothing else."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Statement(Draft):
+    """One sentence or line, with the events it was made from; without any it is dropped."""
+
+    text: str
+    event_ids: list[str]
+
+
+class HandoffDraft(Draft):
+    """What a colleague coming back needs to know."""
+
+    title: str
+    summary: Statement
+    key_changes: list[Statement]
+    decisions: list[Statement]
+    open_questions: list[Statement]
+    next_steps: list[Statement]
+
+
+class Correlation(Draft):
+    """Activity that belongs together, and what shows it (`references` such as `#12`, `ENG-4`)."""
+
+    title: str
+    text: str
+    references: list[str]
+    sources: list[str]
+    event_ids: list[str]
+
+
+class CorrelationDraft(Draft):
+    """What belongs together across sources."""
+
+    title: str
+    summary: Statement
+    correlations: list[Correlation]
+
+
+class Person(Draft):
+    """Who to ask, and about what."""
+
+    name: str
+    areas: list[str]
+    text: str
+    event_ids: list[str]
+
+
+class Area(Draft):
+    """A part of the system and what happens there."""
+
+    name: str
+    text: str
+    event_ids: list[str]
+
+
+class OnboardingDraft(Draft):
+    """What a new member reads on the first day."""
+
+    title: str
+    summary: Statement
+    areas: list[Area]
+    key_people: list[Person]
+    decisions: list[Statement]
+    open_questions: list[Statement]
+    first_steps: list[Statement]
+
+
+class ArchitectureDraft(Draft):
+    """How the system is built and where it is moving."""
+
+    title: str
+    summary: Statement
+    components: list[Area]
+    changes: list[Statement]
+    decisions: list[Statement]
+    risks: list[Statement]
+    open_questions: list[Statement]
+
+
+class NotesSection(Draft):
+    """One group of the notes, for example `Fixed`."""
+
+    heading: str
+    items: list[Statement]
+
+
+class ReleaseNotesDraft(Draft):
+    """What changed, for the people who use it."""
+
+    title: str
+    version: str | None
+    summary: Statement
+    sections: list[NotesSection]
+    contributors: list[str]
+
+
+AnyDraft = HandoffDraft | CorrelationDraft | OnboardingDraft | ArchitectureDraft | ReleaseNotesDraft
+DRAFTS: dict[str, type[Draft]] = {
+    "handoff": HandoffDraft,
+    "cross_source_correlation": CorrelationDraft,
+    "onboarding_brief": OnboardingDraft,
+    "architecture_insight": ArchitectureDraft,
+    "release_notes": ReleaseNotesDraft,
+}
