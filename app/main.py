@@ -1,0 +1,307 @@
+"""The application: its route table, which is the table of contents, and its edge.
+
+The HTTP process never imports `tasks`: no provider code is loaded here, and a change of a prompt
+cannot break an endpoint.
+"""
+
+import logging
+import re
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app import errors, events, jobs, resources, schemas
+from app.auth import authenticate
+from app.db import applied_version, current_version, open_database
+from app.logs import request_id
+from app.openapi import Operation, document, page
+from app.queue import make_queue
+from app.settings import Settings
+from app.wire import json_response
+
+log = logging.getLogger("baton.api")
+
+HEADERS_LIMIT = 16 * 1024  # bytes of all header names and values together
+URI_LIMIT = 8 * 1024  # bytes of path and query
+POOL_SIZE = 10  # connections; a request holds one for milliseconds
+
+_SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
+
+
+async def healthz(request: Request) -> Response:
+    """The process is up."""
+    return json_response({"status": "ok"})
+
+
+async def readyz(request: Request) -> Response:
+    """The database answers and its schema is current."""
+    applied = await applied_version(request.app.state.database)
+    if applied is None or applied < current_version():
+        raise errors.Unavailable("The schema is not current; run: baton migrate.")
+    return json_response({"status": "ok"})
+
+
+P = "/api/v1"
+OPERATIONS = (
+    Operation(
+        method="POST",
+        path=f"{P}/handoffs",
+        handler=jobs.create_handoff,
+        body=schemas.HandoffRequest,
+        response=schemas.Accepted,
+        status=202,
+        tag="Ask",
+    ),
+    Operation(
+        method="POST",
+        path=f"{P}/projects/{{project_id}}/insights/correlation",
+        handler=jobs.create_correlation,
+        body=schemas.CorrelationRequest,
+        response=schemas.Accepted,
+        status=202,
+        tag="Ask",
+    ),
+    Operation(
+        method="POST",
+        path=f"{P}/projects/{{project_id}}/insights/onboarding",
+        handler=jobs.create_onboarding,
+        body=schemas.OnboardingRequest,
+        response=schemas.Accepted,
+        status=202,
+        tag="Ask",
+    ),
+    Operation(
+        method="POST",
+        path=f"{P}/projects/{{project_id}}/insights/architecture",
+        handler=jobs.create_architecture,
+        body=schemas.ArchitectureRequest,
+        response=schemas.Accepted,
+        status=202,
+        tag="Ask",
+    ),
+    Operation(
+        method="POST",
+        path=f"{P}/projects/{{project_id}}/insights/release_notes",
+        handler=jobs.create_release_notes,
+        body=schemas.ReleaseNotesRequest,
+        response=schemas.Accepted,
+        status=202,
+        tag="Ask",
+    ),
+    Operation(
+        method="GET",
+        path=f"{P}/jobs/{{job_id}}",
+        handler=jobs.read_job,
+        response=schemas.JobResponse,
+        tag="Ask",
+    ),
+    Operation(
+        method="GET",
+        path=f"{P}/handoffs",
+        handler=resources.list_handoffs,
+        query=schemas.HandoffsQuery,
+        response=schemas.HandoffList,
+        tag="Artifacts",
+    ),
+    Operation(
+        method="PATCH",
+        path=f"{P}/handoffs/{{handoff_id}}",
+        handler=resources.update_handoff,
+        body=schemas.StatusRequest,
+        response=schemas.HandoffResponse,
+        tag="Artifacts",
+    ),
+    Operation(
+        method="GET",
+        path=f"{P}/projects/{{project_id}}/insights",
+        handler=resources.list_insights,
+        query=schemas.InsightsQuery,
+        response=schemas.InsightList,
+        tag="Artifacts",
+    ),
+    Operation(
+        method="PATCH",
+        path=f"{P}/insights/{{insight_id}}",
+        handler=resources.update_insight,
+        body=schemas.StatusRequest,
+        response=schemas.InsightResponse,
+        tag="Artifacts",
+    ),
+    Operation(
+        method="GET",
+        path=f"{P}/projects",
+        handler=resources.list_projects,
+        response=schemas.ProjectList,
+        tag="Projects and events",
+    ),
+    Operation(
+        method="POST",
+        path=f"{P}/events",
+        handler=events.create_events,
+        body=schemas.EventsRequest,
+        body_types=("application/json", events.NDJSON),
+        query=schemas.ProjectQuery,
+        response=schemas.Ingested,
+        tag="Projects and events",
+    ),
+    Operation(
+        method="GET",
+        path=f"{P}/events",
+        handler=events.list_events,
+        query=schemas.EventsQuery,
+        response=schemas.EventList,
+        tag="Projects and events",
+    ),
+    Operation(
+        method="GET",
+        path=f"{P}/handoffs/filters",
+        handler=resources.list_filters,
+        query=schemas.ProjectQuery,
+        response=schemas.FiltersResponse,
+        tag="Projects and events",
+    ),
+    Operation(
+        method="GET",
+        path="/healthz",
+        handler=healthz,
+        response=schemas.Health,
+        tag="Health",
+        public=True,
+    ),
+    Operation(
+        method="GET",
+        path="/readyz",
+        handler=readyz,
+        response=schemas.Health,
+        tag="Health",
+        public=True,
+    ),
+)
+
+
+def create_app(settings: Settings) -> Starlette:
+    """The HTTP application; `settings.database_url` must be set."""
+    described = document(OPERATIONS)
+    rendered = page(described)
+
+    async def openapi_json(request: Request) -> Response:
+        return json_response(described)
+
+    async def docs(request: Request) -> Response:
+        return HTMLResponse(rendered, headers={"Content-Security-Policy": _DOCS_POLICY})
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        assert settings.database_url
+        async with open_database(
+            settings.database_url, application_name="baton serve", size=POOL_SIZE
+        ) as database:
+            app.state.database = database
+            app.state.queue = make_queue(database)
+            yield
+
+    app = Starlette(
+        routes=[
+            *(
+                Route(o.path, o.handler if o.public else _authenticated(o), methods=[o.method])
+                for o in OPERATIONS
+            ),
+            Route("/openapi.json", openapi_json),
+            Route("/docs", docs),
+        ],
+        middleware=[Middleware(Edge)],
+        exception_handlers={HTTPException: lambda _, error: errors.error_response(error)},
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False  # a redirect of a POST loses its body in many clients
+    return app
+
+
+_DOCS_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+
+
+def _authenticated(operation: Operation) -> Callable[[Request], Awaitable[Response]]:
+    async def endpoint(request: Request) -> Response:
+        request.state.user_id = await authenticate(request)
+        return await operation.handler(request)
+
+    return endpoint
+
+
+class Edge:
+    """The outermost layer: request id, limits of the head, one body for every error, one log line.
+
+    A plain ASGI class, because Starlette's own middleware base costs a task and a queue for each
+    request and breaks streaming.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request; other scopes (the lifespan) pass."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        token = request_id.set(_request_id(scope))
+        started = time.perf_counter()
+        status = 0
+
+        async def stamped(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-Id"] = request_id.get() or ""
+            await send(message)
+
+        try:
+            _check_head(scope)
+            await self.app(scope, receive, stamped)
+        except Exception as error:
+            if status:  # the answer has begun; cutting it off is all that is left
+                raise
+            await errors.error_response(error)(scope, receive, stamped)
+        finally:
+            log.log(
+                logging.DEBUG if scope["path"] in ("/healthz", "/readyz") else logging.INFO,
+                "request",
+                extra={
+                    "method": scope["method"],
+                    "path": scope["path"],
+                    "status": status,
+                    "ms": round((time.perf_counter() - started) * 1000, 1),
+                },
+            )
+            request_id.reset(token)
+
+
+def _request_id(scope: Scope) -> str:
+    """The caller's own id when it is sane, else a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            given = value.decode("latin-1")
+            if _SANE_REQUEST_ID.fullmatch(given):
+                return str(given)
+    return secrets.token_hex(8)
+
+
+def _check_head(scope: Scope) -> None:
+    """Refuse what the server in front lets through: it accepts heads of many hundred KB."""
+    if len(scope["raw_path"]) + len(scope["query_string"]) > URI_LIMIT:
+        raise errors.UriTooLong(f"The path and query are longer than {URI_LIMIT // 1024} KiB.")
+    if sum(len(name) + len(value) for name, value in scope["headers"]) > HEADERS_LIMIT:
+        largest = max(scope["headers"], key=lambda header: len(header[1]))[0]
+        name = largest.decode("latin-1")[:80]
+        raise errors.HeadersTooLarge(
+            f"{name}: the headers are larger than {HEADERS_LIMIT // 1024} KiB together."
+        )
