@@ -1,0 +1,230 @@
+"""The artifact of a job: load events, build the context, ask the provider, ground, render.
+
+It knows nothing of leases. The one rule: what it returns can be traced; a statement whose events
+are not in the context is dropped before anybody sees it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Protocol
+
+from app.db import Database
+from app.schemas import AnyDraft, HandoffDraft, rfc3339
+from tasks.context import Context, Event, fold
+from tasks.outcomes import NoResult
+from tasks.providers import Provider
+from tasks.render import render
+
+# A handoff covers the time since the previous one, but is never emptier than a day and never
+# longer than people can be away without asking for something else.
+HANDOFF_LOOKBACK = (timedelta(hours=24), timedelta(days=14))
+HANDOFF_EVENTS = 500
+# Release notes go back to the previous release; without one, this far.
+NOTES_LOOKBACK = timedelta(days=30)
+NOTES_EVENTS = 1_000
+
+
+class Job(Protocol):
+    """What is needed of a claimed job; the executor's row has it."""
+
+    @property
+    def project_id(self) -> str: ...
+    @property
+    def project_name(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def input(self) -> Mapping[str, Any]: ...
+    @property
+    def claimed_at(self) -> datetime: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Which events a job is about."""
+
+    sources: list[str] | None
+    filters: Mapping[str, Any]
+    repo: str | None
+    since: datetime
+    until: datetime
+    limit: int
+
+
+async def generate(database: Database, provider: Provider, job: Job) -> dict[str, Any]:
+    """Make the artifact of a job: the columns of `handoffs` or `insights` that a worker fills.
+
+    Raises:
+        tasks.outcomes.Failed: there is nothing to make it from, or the provider failed for good.
+        db.Unavailable: the database went away.
+    """
+    scope = await find_scope(database, job)
+    events = await load_events(database, job, scope)
+    context = Context(
+        kind=job.kind,
+        project_name=job.project_name,
+        since=scope.since,
+        until=scope.until,
+        events=fold(events[: scope.limit]),
+        omitted=max(0, len(events) - scope.limit),
+        options=job.input["options"],
+    )
+    completion = await provider.complete(context)
+    draft = ground(completion.draft, context)
+    return {
+        **_content(job.kind, draft, context),
+        "sources": scope.sources or sorted({event.source for event in context.events}),
+        "period_start": rfc3339(scope.since),
+        "period_end": rfc3339(scope.until),
+        "model_used": completion.model,
+        "token_usage": {
+            "prompt_tokens": completion.prompt_tokens,
+            "completion_tokens": completion.completion_tokens,
+            "total_tokens": completion.prompt_tokens + completion.completion_tokens,
+        },
+    }
+
+
+async def find_scope(database: Database, job: Job) -> Scope:
+    """The sources, filters and period that the job's request stands for."""
+    asked = job.input
+    options: Mapping[str, Any] = asked["options"]
+    until = datetime.fromisoformat(asked["until"]) if asked["until"] else job.claimed_at
+    limit = int(options.get("maxEvents", HANDOFF_EVENTS))
+    match job.kind:
+        case "handoff":
+            shortest, longest = HANDOFF_LOOKBACK
+            scope = {"sources": asked["sources"], "filters": asked["filters"]}
+            previous = await database.value("previous_handoff_end", job.project_id, scope, until)
+            since = max(until - longest, min(previous or until - longest, until - shortest))
+        case "release_notes":
+            since, until = await _release_period(database, job, until)
+            limit = NOTES_EVENTS
+        case "cross_source_correlation":
+            since = until - timedelta(hours=options["lookbackHours"])
+        case _:
+            since = until - timedelta(days=options["lookbackDays"])
+    return Scope(
+        sources=asked["sources"],
+        filters=asked["filters"],
+        repo=options.get("repo"),
+        since=since,
+        until=until,
+        limit=limit,
+    )
+
+
+async def load_events(database: Database, job: Job, scope: Scope) -> list[Event]:
+    """The events in scope, newest first; one more than the limit shows that there are more.
+
+    Raises:
+        NoResult: there is none; the sentence says when something last happened.
+    """
+    rows = await database.rows(
+        "events_in_scope",
+        job.project_id,
+        scope.sources,
+        scope.filters,
+        scope.since,
+        scope.until,
+        scope.repo,
+        scope.limit + 1,
+    )
+    if rows:
+        return [Event(**row) for row in rows]
+    newest = await database.value("newest_event", job.project_id, scope.sources, scope.until)
+    last = f" The newest event before that is of {newest:%Y-%m-%d %H:%M} UTC." if newest else ""
+    raise NoResult(
+        f"There were no events in scope between {scope.since:%Y-%m-%d %H:%M} "
+        f"and {scope.until:%Y-%m-%d %H:%M} UTC.{last}",
+        stage="context",
+    )
+
+
+def ground(draft: AnyDraft, context: Context) -> AnyDraft:
+    """Keep to what the context can prove: foreign ids go, and with its last id a statement goes.
+
+    Raises:
+        NoResult: nothing is left.
+    """
+    known = {id for event in context.events for id in event.ids}
+    grounded = _grounded(draft.model_dump(), known)
+    if not any(_event_ids(part) for name, part in grounded.items() if name != "summary"):
+        raise NoResult("Nothing in the provider's answer could be traced to an event.")
+    return type(draft).model_validate(grounded)
+
+
+def _grounded(value: Any, known: set[str]) -> Any:
+    """The value with its unknown event ids removed, and what is left without any dropped."""
+    if isinstance(value, list):
+        kept = (_grounded(item, known) for item in value)
+        return [
+            item
+            for item in kept
+            if not (isinstance(item, dict) and [] in (item.get("event_ids"), item.get("items")))
+        ]
+    if isinstance(value, dict):
+        return {
+            name: [id for id in part if id in known]
+            if name == "event_ids"
+            else _grounded(part, known)
+            for name, part in value.items()
+        }
+    return value
+
+
+def _event_ids(value: Any) -> list[str]:
+    """All event ids under a value, in order of appearance, each once."""
+    found: dict[str, None] = {}
+    stack = [value]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, dict):
+            found.update(dict.fromkeys(item.get("event_ids", ())))
+            stack.extend(reversed([part for name, part in item.items() if name != "event_ids"]))
+        elif isinstance(item, list):
+            stack.extend(reversed(item))
+    return list(found)
+
+
+def _content(kind: str, draft: AnyDraft, context: Context) -> dict[str, Any]:
+    """The columns that hold what the draft says."""
+    data = draft.model_dump(exclude={"title"})
+    by_id = {id: event for event in context.events for id in event.ids}
+    content: dict[str, Any] = {
+        "title": draft.title,
+        "summary": draft.summary.text,
+        "data": data,
+        "related_event_ids": _event_ids(data),
+        "markdown": render(kind, draft, by_id),
+    }
+    if isinstance(draft, HandoffDraft):
+        for name in ("key_changes", "decisions", "open_questions", "next_steps"):
+            content[name] = [statement["text"] for statement in data[name]]
+    return content
+
+
+async def _release_period(
+    database: Database, job: Job, until: datetime
+) -> tuple[datetime, datetime]:
+    """From the last release to now; when nothing came after it, the last release itself."""
+    repo = job.input["options"].get("repo")
+    source = job.input["sources"][0]
+    rows = await database.rows("release_bounds", job.project_id, source, repo, until)
+    releases = [row["occurred_at"] for row in rows]
+    if not releases:
+        return until - NOTES_LOOKBACK, until
+    after = await database.rows(
+        "events_in_scope",
+        job.project_id,
+        [source],
+        job.input["filters"],
+        releases[0],
+        until,
+        repo,
+        1,
+    )
+    if after:
+        return releases[0], until
+    return (releases[1] if len(releases) > 1 else releases[0] - NOTES_LOOKBACK), releases[0]
