@@ -1,0 +1,82 @@
+"""The command line as a client of Baton's API: it asks, polls as the documentation advises, and
+knows nothing that any other client could not know."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+
+WAIT = 120.0  # seconds that a client is told to wait for a job
+POLL_AFTER = 2.0  # seconds between polls when the server does not say
+
+
+class RequestFailed(Exception):
+    """The API refused or could not be reached; the message is a sentence for a person."""
+
+
+class Client:
+    """One API key at one base URL."""
+
+    def __init__(self, base_url: str, key: str) -> None:
+        self._http = httpx.Client(
+            base_url=base_url,
+            headers={"Authorization": f"Bearer {key}", "User-Agent": "baton-cli"},
+            timeout=30,
+            trust_env=False,
+        )
+
+    def projects(self) -> list[dict[str, Any]]:
+        """The projects that the key may see."""
+        listed: list[dict[str, Any]] = self._call("GET", "/api/v1/projects").json()["projects"]
+        return listed
+
+    def request_handoff(self, body: dict[str, Any]) -> str:
+        """Ask for a handoff; answer the job's id."""
+        return str(self._call("POST", "/api/v1/handoffs", json=body).json()["jobId"])
+
+    def wait(self, job_id: str, on_poll: Callable[[str], None]) -> dict[str, Any]:
+        """Poll a job until it has ended; `on_poll` sees each status.
+
+        Raises:
+            RequestFailed: the job is not done after `WAIT`.
+        """
+        deadline = time.monotonic() + WAIT
+        while time.monotonic() < deadline:
+            response = self._call("GET", f"/api/v1/jobs/{job_id}")
+            body: dict[str, Any] = response.json()
+            on_poll(body["job"]["status"])
+            if body["job"]["status"] in ("completed", "failed"):
+                return body
+            time.sleep(float(response.headers.get("retry-after", POLL_AFTER)))
+        raise RequestFailed(f"The job {job_id} is not done after {WAIT:.0f} s; it goes on.")
+
+    def _call(self, method: str, path: str, **options: Any) -> httpx.Response:
+        try:
+            response = self._http.request(method, path, **options)
+        except httpx.HTTPError as error:
+            raise RequestFailed(f"{self._http.base_url} cannot be reached: {error}") from None
+        if response.is_success:
+            return response
+        try:
+            sentence = response.json()["error"]
+        except (ValueError, KeyError, TypeError):
+            sentence = f"{self._http.base_url} answered {response.status_code}."
+        raise RequestFailed(str(sentence))
+
+
+def is_baton(base_url: str) -> bool:
+    """Does a Baton listen there?"""
+    try:
+        answer = httpx.get(f"{base_url}/healthz", timeout=2, trust_env=False)
+        return bool(answer.is_success and answer.json() == {"status": "ok"})
+    except (httpx.HTTPError, ValueError):
+        return False
+
+
+def is_ready(base_url: str) -> bool:
+    """Does it answer, with its database and a current schema?"""
+    try:
+        return httpx.get(f"{base_url}/readyz", timeout=2, trust_env=False).is_success
+    except httpx.HTTPError:
+        return False
