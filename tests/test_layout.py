@@ -1,0 +1,87 @@
+"""The layout is a contract: a file may import only files listed above it."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+ORDER = """
+app.logs app.settings app.connector app.embedded app.schemas app.history app.db app.queue
+app.errors app.wire app.auth app.events app.jobs app.resources app.openapi app.main
+app.client app.supervisor
+tasks.outcomes tasks.context tasks.signals tasks.extractive tasks.providers tasks.render
+tasks.generate tasks.executor tasks.worker
+app.__main__
+""".split()
+SHARED = {"app.settings", "app.db", "app.queue", "app.schemas"}  # all that tasks/ may see of app/
+SIBLINGS = {"app.events", "app.jobs", "app.resources"}  # never each other
+SQL = re.compile(
+    r"\s*(select\s.+\sfrom|insert\s+into|update\s+\w+\s+set|delete\s+from|with\s+\w+\s+as)\s",
+    re.IGNORECASE | re.DOTALL,
+)
+FILES = {
+    f"{side}.{path.stem}": path.read_text()
+    for side in ("app", "tasks")
+    for path in sorted((ROOT / side).glob("*.py"))
+    if path.stem != "__init__"
+}
+
+
+def imported(text: str) -> Iterator[str]:
+    """The names of our modules that a file imports, at any depth."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module and not node.level, "absolute imports only"
+            deep = node.module in ("app", "tasks")
+            names = [f"{node.module}.{a.name}" for a in node.names] if deep else [node.module]
+        else:
+            continue
+        yield from (n for n in names if n.startswith(("app.", "tasks.")) and n != "app.__version__")
+
+
+def test_every_file_has_its_place() -> None:
+    assert set(FILES) == set(ORDER)
+
+
+def test_imports_flow_one_way() -> None:
+    def wrong(name: str, target: str) -> bool:
+        return (
+            ORDER.index(target) >= ORDER.index(name)
+            or {name, target} <= SIBLINGS
+            or (name.startswith("tasks.") and target.startswith("app.") and target not in SHARED)
+        )
+
+    assert [
+        f"{n} imports {t}" for n, text in FILES.items() for t in imported(text) if wrong(n, t)
+    ] == []
+
+
+def test_the_http_side_never_imports_the_worker_side() -> None:
+    assert [
+        f"{name} imports {target}"
+        for name, text in FILES.items()
+        for target in imported(text)
+        if name.startswith("app.") and name != "app.__main__" and target.startswith("tasks.")
+    ] == []
+
+
+def test_sql_lives_in_sql_files() -> None:
+    assert [
+        f"{name}: {node.value[:40]!r}"
+        for name, text in FILES.items()
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and SQL.match(node.value)
+    ] == []
+
+
+def test_only_settings_and_the_composition_root_read_the_environment() -> None:
+    assert {name for name, text in FILES.items() if "os.environ" in text} <= {
+        "app.settings",
+        "app.supervisor",
+        "app.embedded",
+        "app.history",
+        "app.__main__",
+    }
