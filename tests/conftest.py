@@ -8,6 +8,7 @@ import asyncio
 import os
 import secrets
 import socket
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -37,17 +38,20 @@ def with_database(dsn: str, name: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def cluster() -> Iterator[str]:
     """A DSN of a server on which databases can be made."""
     given = os.environ.get("TEST_DATABASE_URL")
     if given:
         yield given
         return
-    server = EmbeddedPostgres(tmp_path_factory.mktemp("cluster"))
-    try:
-        yield server.start()
-    finally:
-        server.stop()
+    # Not under pytest's own temporary path: that closes to the server's account when a second run
+    # begins, and the server would panic.
+    with tempfile.TemporaryDirectory(prefix="baton-cluster-") as path:
+        server = EmbeddedPostgres(Path(path))
+        try:
+            yield server.start()
+        finally:
+            server.stop()
 
 
 @pytest.fixture(scope="session")
