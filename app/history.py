@@ -47,9 +47,9 @@ QUIET = {
 }
 # Each answers a setting of somebody's ~/.gitconfig that would change or break the output.
 LOG = (
-    *("-c", "log.showRoot=true", "-c", "diff.relative=false", "log", "-z", "--no-color"),
-    *("--no-show-signature", "--no-notes", "--no-decorate", "--encoding=UTF-8", "--no-ext-diff"),
-    *("--no-textconv", "--no-renames", "--ignore-submodules=none", "-O/dev/null"),
+    *("-c", "log.showRoot=true", "log", "-z", "--no-color", "--no-show-signature", "--no-notes"),
+    *("--no-decorate", "--encoding=UTF-8", "--no-ext-diff", "--no-textconv", "--no-renames"),
+    *("--ignore-submodules=none", "-O/dev/null"),
 )
 # The empty field in front tells a new commit from one more path, since no path is empty.
 COMMIT = "--format=%x00%H%x00%P%x00%aN%x00%ct%x00%s%x00%b"
@@ -268,12 +268,12 @@ def _url(prefix: str, name: str) -> str | None:
 def _tags(history: History) -> _Events:
     with closing(_stream(history.path, "for-each-ref", TAG, "refs/tags")) as pieces:
         while len(record := list(islice(pieces, TAG_FIELDS))) == TAG_FIELDS:
-            event = _tag_event(record)
+            event = _tag_event(record, history.name)
             if event and history.max_age <= event["occurred_at"].timestamp():
                 yield event
 
 
-def _tag_event(record: list[bytes]) -> dict[str, Any] | None:
+def _tag_event(record: list[bytes], resource: str) -> dict[str, Any] | None:
     """One tag, or None for a bare label on something without a time, such as a blob."""
     name, kind, object_id, target, tagger, author, creator, committer, subject, body = record
     # "Name <mail> seconds zone", as it was stored: git itself dies on a date that it cannot show.
@@ -283,7 +283,7 @@ def _tag_event(record: list[bytes]) -> dict[str, Any] | None:
     title = _line(name, TITLE_MAX) or "(no name)"
     sha = (target or object_id).decode("ascii")
     message = _text(subject + b"\n\n" + body) if kind == b"tag" else ""
-    external_id = f"tag:{title}"
+    external_id = f"tag:{resource}:{title}"
     return {
         "event_type": "tag",
         "title": title,

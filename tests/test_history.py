@@ -1,5 +1,6 @@
 """A git history becomes events: real small repositories, made with git itself."""
 
+import io
 import os
 import subprocess
 import sys
@@ -117,7 +118,8 @@ def only(repo: Repo) -> dict[str, Any]:
 
 def test_a_commit_becomes_an_event(repo: Repo) -> None:
     first = repo.commit("Start", "a.py")
-    sha = repo.commit("Add search\n\nBecause of #3.\n\nReviewed-by: Bo", "b.py", "c/d.py")
+    message = "Add search\n\nBecause of #3.\n\nReviewed-by: Bo"
+    sha = repo.commit(message, "b.py", "c/d.py", at=NOON + 60)  # written at noon, committed later
     assert events(repo)[0] == {
         "source": "github",
         "event_type": "commit",
@@ -128,7 +130,7 @@ def test_a_commit_becomes_an_event(repo: Repo) -> None:
         "branch": "main",
         "author": "Ada",
         "url": None,
-        "occurred_at": datetime(2026, 1, 1, 12, tzinfo=UTC),
+        "occurred_at": datetime(2026, 1, 1, 12, 1, tzinfo=UTC),
         "metadata": {
             "sha": sha,
             "parents": [first],
@@ -279,7 +281,7 @@ def test_an_annotated_tag_has_its_own_author_time_and_message(repo: Repo) -> Non
         "event_type": "tag",
         "title": "v1.0",
         "content": "First\n\n- search\n- cart",
-        "external_id": "tag:v1.0",
+        "external_id": "tag:shop:v1.0",
         "resource": "shop",
         "branch": None,
         "author": "Bo",
@@ -316,13 +318,18 @@ def test_endless_tag_names_keep_ids_of_their_own(repo: Repo) -> None:
 
 def test_a_tag_with_an_impossible_date_does_not_hide_the_others(repo: Repo) -> None:
     sha = repo.commit("Start")
-    tag = b"object %b\ntype commit\ntag x\ntagger Bo <b@c> %b +0000\n\nM\n"
-    for name, seconds in (("huge", b"9" * 25), ("words", b"yesterday")):
-        data = tag % (sha.encode(), seconds)
+    head = b"object %b\ntype commit\ntag x\n" % sha.encode()
+    taggers = {
+        "huge": b"tagger Bo <b@c> %b +0000\n" % (b"9" * 25),
+        "words": b"tagger Bo <b@c> yesterday\n",
+        "old": b"",  # git wrote no tagger before 2005; the commit has the time
+    }
+    for name, tagger in taggers.items():
+        data = head + tagger + b"\nM\n"
         made = repo.git("hash-object", "-t", "tag", "-w", "--literally", "--stdin", stdin=data)
         repo.git("update-ref", f"refs/tags/{name}", made)
     years = {event["title"]: event["occurred_at"].year for event in events(repo)}
-    assert years == {"huge": 2200, "words": 1970, "Start": 2026}
+    assert years == {"huge": 2200, "words": 1970, "old": 2026, "Start": 2026}
 
 
 # --- Where it comes from -------------------------------------------------------------------
@@ -406,16 +413,17 @@ def test_every_way_into_a_repository_gives_the_same_name(
 ) -> None:
     repo.commit("Start", "deep/er/a.py")
     repo.git("worktree", "add", "-q", "-b", "other", str(tmp_path / "elsewhere"))
-    repo.git("clone", "-q", "--bare", ".", str(tmp_path / "bare" / "shop.git"))
-    repo.git("-C", str(tmp_path / "bare" / "shop.git"), "remote", "remove", "origin")
+    bare = repo.path / "mirrors" / "shop.git"  # inside another repository, to tempt
+    repo.git("clone", "-q", "--bare", ".", str(bare))
+    repo.git("-C", str(bare), "remote", "remove", "origin")
     monkeypatch.chdir(repo.path / "deep")
     ways = [Path(), repo.path / "deep" / "er", repo.path / ".git", tmp_path / "elsewhere"]
-    for way in [*ways, tmp_path / "bare" / "shop.git", tmp_path / "bare" / "shop.git" / "refs"]:
+    for way in [*ways, bare, bare / "refs"]:
         [event] = events(way)
         assert event["resource"] == "shop", way
-        if ".git" not in str(way):
-            assert event["metadata"]["files"] == ["deep/er/a.py"]
+        assert event["metadata"]["files"] == ["deep/er/a.py"], way
     assert open_history(Path()).path == repo.path
+    assert open_history(bare / "refs").path == bare
     assert open_history(tmp_path / "elsewhere").branch == "other"
 
 
@@ -454,6 +462,9 @@ def test_a_shallow_clone_does_not_blame_its_first_commit_for_every_file(
     assert newest["metadata"]["files"] == ["c"]
     assert (boundary["event_type"], boundary["title"]) == ("merge", "The request")
     assert "files" not in boundary["metadata"]
+    repo.commit("newest", "d")
+    Repo(clone).git("pull", "-q", "--depth", "2")
+    assert [event["metadata"].get("files") for event in events(clone)] == [["d"], None]
     assert boundary["resource"].endswith("/shop")
 
 
@@ -669,14 +680,19 @@ def test_a_broken_repository_raises_with_gits_own_last_line(repo: Repo) -> None:
         list(found)
 
 
+def fake_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """Put a shell script in front of git."""
+    fake = tmp_path / "bin" / "git"
+    fake.parent.mkdir()
+    fake.write_text(f"#!/bin/sh\n{script}\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
+
+
 def test_git_that_does_not_answer_is_given_up(
     repo: Repo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slow = tmp_path / "bin" / "git"
-    slow.parent.mkdir()
-    slow.write_text("#!/bin/sh\nexec sleep 60\n")
-    slow.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{slow.parent}:{os.environ['PATH']}")
+    fake_git(tmp_path, monkeypatch, "exec sleep 60")
     monkeypatch.setattr(history, "ANSWER_SECONDS", 0.2)
     with pytest.raises(GitFailed, match="did not answer"):
         open_history(repo.path)
@@ -734,6 +750,27 @@ def test_git_never_outlives_the_iterator(
     assert all(child.returncode is not None for child in children)
 
 
+def test_leaving_does_not_wait_for_a_git_that_is_busy(
+    repo: Repo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repo.commit("Start")
+    opened = open_history(repo.path)
+    size = history.CHUNK - 1  # with its NUL exactly one read; then silence
+    fake_git(tmp_path, monkeypatch, f"printf '%{size}s\\0' x; exec sleep 60")
+    pieces = history._stream(opened.path, "log")
+    assert len(next(pieces)) == size
+    begun = time.monotonic()
+    pieces.close()
+    assert time.monotonic() - begun < 30
+
+
+def test_a_monstrous_field_is_not_held_in_memory() -> None:
+    endless = io.BytesIO(b"x" * (4 * history.PIECE_MAX) + b"\0next")
+    first, second = history._pieces(endless)
+    assert 4 * CONTENT_MAX < len(first) <= history.PIECE_MAX + history.CHUNK
+    assert second == b"next"
+
+
 def test_one_process_reads_all_commits(repo: Repo, children: list[subprocess.Popen[bytes]]) -> None:
     many_commits(repo, 2_000)
     opened = open_history(repo.path)
@@ -788,8 +825,10 @@ def test_no_program_that_a_repository_names_is_run(repo: Repo, tmp_path: Path) -
     trap.write_text(f"#!/bin/sh\ntouch {tmp_path}/sprung\n")
     trap.chmod(0o755)
     (repo.path / ".gitattributes").write_text("* diff=trap filter=trap\n")
-    repo.commit("one", "a")
-    repo.raw(b"two", header=b"gpgsig -----BEGIN PGP SIGNATURE-----\n \n x\n -----END")
+    one = repo.commit("one", "a")
+    repo.raw(
+        b"two", parents=(one,), header=b"gpgsig -----BEGIN PGP SIGNATURE-----\n \n x\n -----END"
+    )
     for key in (
         *("core.fsmonitor", "core.pager", "core.sshCommand", "diff.external", "gpg.program"),
         *("diff.trap.command", "diff.trap.textconv", "filter.trap.clean", "filter.trap.smudge"),
@@ -797,6 +836,14 @@ def test_no_program_that_a_repository_names_is_run(repo: Repo, tmp_path: Path) -
         repo.git("config", key, str(trap))
     repo.git("config", "log.showSignature", "true")
     events(repo)
+    # Nor to fetch what a partial clone lacks.
+    repo.git("config", "uploadpack.allowFilter", "true")
+    clone = tmp_path / "clone"
+    repo.git("clone", "-qn", "--filter=tree:0", f"file://{repo.path}", str(clone))
+    repo.git("-C", str(clone), "config", "remote.origin.uploadpack", str(trap))
+    repo.git("-C", str(clone), "config", "--unset", "remote.origin.partialclonefilter")
+    with pytest.raises(GitFailed):
+        list(read_events(open_history(clone)))
     assert not (tmp_path / "sprung").exists()
 
 
