@@ -2,7 +2,8 @@
 --
 -- Baton writes handoffs and insights about a team's work. This file is the part of it that
 -- PostgreSQL does; app/queries.sql is what Python asks. It is re-runnable: `baton migrate` applies
--- it over any earlier state of itself, in one transaction, after Procrastinate's own schema.
+-- it over any earlier state of itself, in one transaction, after Procrastinate's own schema, and
+-- notes in schema_version that it did.
 --
 --   users, organizations, members, projects   who may see what; a project is personal or of an
 --                                             organization, project_access answers for both
@@ -13,6 +14,7 @@
 --   event_facets     the distinct values that events hold, so that filters need no scan of events
 --   jobs             the truth about a request for an artifact; one row from 202 to the end
 --   leases           one row per running attempt: who runs it and until when that counts
+--   job_due          jobs that wait for a retry: no ticket exists for them until they are due
 --   handoffs, insights   the artifacts, one per completed job
 --   charges          what a completed job cost, one row per job
 --   schema_version   what has been applied
@@ -21,13 +23,22 @@
 --
 --   submit_job    -> pending       the request is valid and the caller may make it; its ticket (a
 --                                  row of procrastinate_jobs that only names the job) is deferred
---                                  in the same transaction
+--                                  with it
 --   claim_job     pending -> processing    a worker that holds a ticket takes the job: a new
 --                                  attempt, a new random lease token, a row in leases
 --   renew_leases  processing       the worker is alive; tells it which leases are still its own
 --   complete_job  processing -> completed  artifact, charge, status and the end of the ticket
 --   fail_job      processing -> failed     one sentence and a code; nothing is charged
 --   release_job   processing -> pending    given back, for example at a restart; nothing counts
+--   park_job      processing -> pending    a provider error that may pass: due again later; the
+--                                  fifth is final
+--   crash_job     processing -> pending    the attempt's own process died; the third is final
+--   sweep_job     processing -> pending    the lease has expired, so the worker is taken for dead;
+--                 any -> failed            the job is past its deadline
+--
+-- Nothing of this needs a worker that behaves: every process, API or worker, sweeps each few
+-- seconds, brings back what is due, and reconciles jobs with tickets (reconcile_jobs,
+-- reconcile_tickets). Losing, repeating or duplicating a ticket is harmless.
 --
 -- The lease token is the fence: every write of a running attempt carries it, and one that is not
 -- the current token of the job is refused (BT410). A completed or failed job never changes its
@@ -73,6 +84,7 @@ $$;
 
 create table if not exists schema_version (
   version int primary key,
+  digest text not null,  -- SHA-256 of this file: what is already there is not applied again
   applied_at timestamptz not null default now()
 );
 
@@ -351,7 +363,7 @@ create table if not exists jobs (
   lease_token uuid,  -- of the current attempt, or of the one that ended the job: the fence
   crashes int not null default 0,  -- attempts whose worker died
   provider_errors int not null default 0,  -- attempts that ended in a retryable provider error
-  ticket_id bigint,  -- the ticket of the current attempt; procrastinate_jobs.id
+  ticket_id bigint,  -- the latest ticket; procrastinate_jobs.id
   rev bigint not null default 1,  -- grows with every change that a client can see
   result_kind text check (result_kind in ('handoff', 'insight')),
   result_id uuid,
@@ -364,6 +376,8 @@ create table if not exists jobs (
   updated_at timestamptz not null default baton_now(),
   started_at timestamptz,
   completed_at timestamptz,
+  -- A day old, an answer is of no use to the one who asked; until then an outage is waited out.
+  deadline_at timestamptz not null default baton_now() + interval '24 hours',
   constraint jobs_ended check ((status in ('completed', 'failed')) = (completed_at is not null)),
   constraint jobs_outcome check ((status in ('completed', 'failed')) = (outcome is not null)),
   constraint jobs_succeeded check ((status = 'completed') = (outcome is not distinct from 'succeeded')),
@@ -375,12 +389,47 @@ create table if not exists jobs (
   constraint jobs_running check (status <> 'processing' or lease_token is not null)
 ) with (fillfactor = 80);
 
+-- What is not over yet, however many jobs are: what the sweep and the reconciliation look at.
+create index if not exists jobs_unfinished on jobs (deadline_at)
+  where status in ('pending', 'processing');
+
 create table if not exists leases (
   job_id uuid primary key references jobs on delete cascade,
   lease_token uuid not null,
   worker text not null,
   expires_at timestamptz not null
 ) with (fillfactor = 50);
+
+create index if not exists leases_expiry on leases (expires_at);
+
+create table if not exists job_due (
+  job_id uuid primary key references jobs on delete cascade,
+  not_before timestamptz not null
+);
+create index if not exists job_due_when on job_due (not_before);
+
+-- Procrastinate announces each insert inside the inserting transaction, and a transaction that
+-- notified holds a lock of the whole cluster while it commits. Baton announces after the commit,
+-- at most every 20 ms (app/queue.py). The announcement of aborts stays.
+drop trigger if exists procrastinate_jobs_notify_queue_job_inserted_v1 on procrastinate_jobs;
+
+-- Tickets come and go by the thousand; at the default of 20 % the dead ones would slow the claim.
+alter table procrastinate_jobs set (
+  autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500,
+  autovacuum_vacuum_cost_delay = 0, autovacuum_analyze_scale_factor = 0,
+  autovacuum_analyze_threshold = 1000);
+alter table procrastinate_events set (
+  autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000,
+  autovacuum_vacuum_cost_delay = 0);
+
+-- A ticket for a job, for one generic task: an API and a worker of different versions understand
+-- each other. Queue and task are also named in app/queue.py.
+create or replace function defer_ticket(p_job_id uuid) returns bigint
+language sql as $$
+  select (procrastinate_defer_jobs_v1(array[
+    row('jobs', 'baton.generate', 0, null, null, jsonb_build_object('job_id', p_job_id), null)
+      ::procrastinate_job_to_defer_v1]))[1]
+$$;
 
 -- The last line of defence for "a finished job never changes": no code path can get round it.
 create or replace function refuse_change_of_ended_job() returns trigger
@@ -434,14 +483,15 @@ begin
 end
 $$;
 
--- Store a request as a pending job; the caller defers its ticket in the same transaction. Without
--- sources and filters the project's saved scope is taken, and filters alone name their sources.
+-- Store a request as a pending job, and its ticket. Without sources and filters the project's
+-- saved scope is taken, and filters alone name their sources.
 create or replace function submit_job(
   p_user_id uuid, p_project_id uuid, p_kind text, p_sources text[], p_filters jsonb,
   p_until timestamptz, p_options jsonb
 ) returns jobs
 language plpgsql as $$
 declare
+  v_id uuid := uuidv7();
   v_saved jsonb;
   v_fault text;
   v_job jobs;
@@ -458,14 +508,19 @@ begin
   if p_sources is null and p_filters <> '{}' then
     p_sources := array(select jsonb_object_keys(p_filters));
   end if;
+  if p_sources is not null then  -- a set: another order is not another scope
+    p_sources := array(select distinct s from unnest(p_sources) s order by s);
+  end if;
 
   v_fault := scope_fault(p_kind, p_sources, p_filters);
   if v_fault is not null then
     raise '%', v_fault using errcode = 'BT400';
   end if;
 
-  insert into jobs (user_id, project_id, kind, input, credits)
+  insert into jobs (id, ticket_id, user_id, project_id, kind, input, credits)
   select
+    v_id,
+    defer_ticket(v_id),
     p_user_id,
     p_project_id,
     kind,
@@ -506,16 +561,18 @@ begin
   values (
     v_job.id, v_job.lease_token, p_worker,
     baton_now() + p_lease_seconds * interval '1 second');
+  delete from job_due where job_id = v_job.id;  -- a second ticket can come before it is due
   return next v_job;
 end
 $$;
 
 -- One statement per worker and tick, for all that it runs. Answers the jobs whose lease is still
--- its own; for the others it has to stop, their result would be refused.
+-- its own; for the others it has to stop, their result would be refused. Not worth waiting for the
+-- disk: a renewal lost in a crash of the server is one that came a moment too late.
 create or replace function renew_leases(
   p_job_ids uuid[], p_lease_tokens uuid[], p_lease_seconds double precision
 ) returns setof uuid
-language sql as $$
+language sql set synchronous_commit = off as $$
   update leases l
   set expires_at = baton_now() + p_lease_seconds * interval '1 second'
   from unnest(p_job_ids, p_lease_tokens) as held (job_id, lease_token)
@@ -656,6 +713,15 @@ begin
 end
 $$;
 
+create or replace function outcome_of(p_error_code text) returns text
+language sql immutable as $$
+  select case p_error_code
+    when 'timeout' then 'timed_out'
+    when 'cancelled' then 'cancelled'
+    else 'failed'
+  end
+$$;
+
 -- The bad end of an attempt: a code, a sentence for a person, and no charge.
 create or replace function fail_job(
   p_job_id uuid, p_lease_token uuid, p_error_code text, p_error text, p_error_meta jsonb
@@ -667,7 +733,7 @@ begin
   update jobs
   set
     status = 'failed',
-    outcome = 'failed',
+    outcome = outcome_of(p_error_code),
     error_code = p_error_code,
     error = p_error,
     error_meta = p_error_meta,
@@ -711,6 +777,263 @@ begin
   where id = v_job.ticket_id;
   return v_job;
 end
+$$;
+
+-- --- When something went wrong ---------------------------------------------------------------
+
+-- How an attempt ends when the job goes on: the lease and the ticket go, the job waits again.
+-- Called under the lock of a job that is processing.
+create or replace function back_to_pending(p_job jobs) returns void
+language plpgsql as $$
+begin
+  delete from leases where job_id = p_job.id;
+  delete from procrastinate_jobs where id = p_job.ticket_id;
+  update jobs
+  set status = 'pending', lease_token = null, ticket_id = null, rev = rev + 1,
+    updated_at = baton_now()
+  where id = p_job.id;
+end
+$$;
+
+-- How a job ends for good without an attempt that says so. Called under the job's lock.
+create or replace function end_job(
+  p_job jobs, p_outcome text, p_error_code text, p_error text, p_error_meta jsonb
+) returns void
+language plpgsql as $$
+begin
+  delete from leases where job_id = p_job.id;
+  delete from job_due where job_id = p_job.id;
+  delete from procrastinate_jobs where id = p_job.ticket_id;
+  update jobs
+  set status = 'failed', outcome = p_outcome, error_code = p_error_code, error = p_error,
+    error_meta = p_error_meta, rev = rev + 1, completed_at = baton_now(),
+    updated_at = baton_now()
+  where id = p_job.id;
+end
+$$;
+
+-- Give a pending job a new ticket. Called under the job's lock.
+create or replace function defer_again(p_job_id uuid) returns void
+language plpgsql as $$
+begin
+  delete from job_due where job_id = p_job_id;
+  update jobs set ticket_id = defer_ticket(p_job_id) where id = p_job_id;
+end
+$$;
+
+-- The running job of a lease, locked; BT410 when the lease is not the job's current one.
+create or replace function lock_held_job(p_job_id uuid, p_lease_token uuid) returns jobs
+language plpgsql as $$
+declare
+  v_job jobs;
+begin
+  select * into v_job
+  from jobs
+  where id = p_job_id and status = 'processing' and lease_token = p_lease_token
+  for update;
+  if not found then
+    perform raise_lease_lost(p_job_id);
+  end if;
+  return v_job;
+end
+$$;
+
+-- A provider error that may pass: try again after p_delay_seconds. The fifth is final, and so is
+-- one that would be tried only after the deadline; the job then fails with the code and sentence.
+create or replace function park_job(
+  p_job_id uuid, p_lease_token uuid, p_delay_seconds double precision, p_error_code text,
+  p_error text, p_error_meta jsonb
+) returns text
+language plpgsql as $$
+declare
+  v_job jobs := lock_held_job(p_job_id, p_lease_token);
+  v_due timestamptz := baton_now() + p_delay_seconds * interval '1 second';
+begin
+  update jobs set provider_errors = provider_errors + 1 where id = p_job_id;
+  if v_job.provider_errors + 1 >= 5 or v_due > v_job.deadline_at then
+    perform end_job(v_job, outcome_of(p_error_code), p_error_code, p_error, p_error_meta);
+    return 'failed';
+  end if;
+  perform back_to_pending(v_job);
+  insert into job_due (job_id, not_before) values (p_job_id, v_due);
+  return 'pending';
+end
+$$;
+
+-- The process that ran just this attempt died while its worker lives: the job did that. The third
+-- time is final, so a job that kills its process cannot go on for ever.
+create or replace function crash_job(
+  p_job_id uuid, p_lease_token uuid, p_error text, p_error_meta jsonb
+) returns text
+language plpgsql as $$
+declare
+  v_job jobs := lock_held_job(p_job_id, p_lease_token);
+begin
+  update jobs set crashes = crashes + 1 where id = p_job_id;
+  if v_job.crashes + 1 >= 3 then
+    perform end_job(v_job, 'failed', 'worker_lost', p_error, p_error_meta);
+    return 'failed';
+  end if;
+  perform back_to_pending(v_job);
+  perform defer_again(p_job_id);
+  return 'pending';
+end
+$$;
+
+-- What sweep_job should look at: leases that have expired, jobs past their deadline.
+create or replace function sweepable(p_limit int) returns setof uuid
+language sql stable as $$
+  (select job_id from leases where expires_at < baton_now() order by expires_at limit p_limit)
+  union
+  (select id from jobs
+   where status in ('pending', 'processing') and deadline_at < baton_now()
+   order by deadline_at limit p_limit)
+$$;
+
+-- One job, one transaction: whoever holds the job's lock is busy with it, so it is skipped, and the
+-- lease is looked at again under the lock. Answers the job's new status, or null for no change.
+--
+-- Twice a dead worker counts against a job. From then on the job runs in a process of its own
+-- (tasks/executor.py), where crash_job knows for sure; a worker that dies all the same is not the
+-- job's fault, but ten attempts are enough of anything.
+create or replace function sweep_job(p_job_id uuid) returns text
+language plpgsql as $$
+declare
+  v_job jobs;
+begin
+  select * into v_job
+  from jobs
+  where id = p_job_id and status in ('pending', 'processing')
+  for update skip locked;
+  if not found then
+    return null;
+  end if;
+
+  if v_job.deadline_at < baton_now() then
+    perform end_job(
+      v_job, case when v_job.attempt = 0 then 'expired' else 'timed_out' end, 'timeout',
+      'The job was not done by its deadline.',
+      jsonb_build_object('retryable', true, 'attempts', v_job.attempt,
+        'stage', case v_job.status when 'pending' then 'queued' else 'generating' end));
+    return 'failed';
+  end if;
+
+  if v_job.status = 'pending' or exists (
+    select from leases where job_id = p_job_id and expires_at >= baton_now()) then
+    return null;
+  end if;
+
+  if v_job.attempt >= 10 then
+    perform end_job(
+      v_job, 'failed', 'worker_lost', 'The worker was lost again and again while it ran this job.',
+      jsonb_build_object('retryable', true, 'attempts', v_job.attempt));
+    return 'failed';
+  end if;
+  update jobs set crashes = least(crashes + 1, 2) where id = p_job_id;
+  perform back_to_pending(v_job);
+  perform defer_again(p_job_id);
+  return 'pending';
+end
+$$;
+
+-- Bring back what is due. Answers how many.
+create or replace function wake_due(p_limit int) returns int
+language plpgsql as $$
+declare
+  v_job_id uuid;
+  v_count int := 0;
+begin
+  for v_job_id in
+    select j.id
+    from job_due d
+    join jobs j on j.id = d.job_id
+    where d.not_before <= baton_now() and j.status = 'pending'
+    order by d.not_before
+    limit p_limit
+    for update of j skip locked
+  loop
+    perform defer_again(v_job_id);
+    v_count := v_count + 1;
+  end loop;
+  return v_count;
+end
+$$;
+
+-- Jobs that nothing would ever wake: pending for a while, not parked, and without a ticket. Also
+-- gives a processing job that has no lease an expired one, so that the sweep finds it. Answers how
+-- many were mended; only one process at a time looks.
+create or replace function reconcile_jobs(p_limit int) returns int
+language plpgsql as $$
+declare
+  v_job_id uuid;
+  v_count int := 0;
+begin
+  if not pg_try_advisory_xact_lock(hashtextextended('baton reconcile jobs', 0)) then
+    return 0;
+  end if;
+  for v_job_id in
+    select j.id
+    from jobs j
+    where j.status = 'pending' and j.updated_at < baton_now() - interval '10 seconds'
+      and not exists (select from job_due d where d.job_id = j.id)
+      and not exists (select from procrastinate_jobs t where t.id = j.ticket_id)
+    limit p_limit
+    for update of j skip locked
+  loop
+    perform defer_again(v_job_id);
+    v_count := v_count + 1;
+  end loop;
+  insert into leases (job_id, lease_token, worker, expires_at)
+  select j.id, j.lease_token, 'none', baton_now() - interval '1 second'
+  from jobs j
+  where j.status = 'processing' and not exists (select from leases l where l.job_id = j.id)
+  on conflict do nothing;
+  return v_count;
+end
+$$;
+
+-- Tickets that a worker took and will never end, because it has not been heard of for
+-- p_dead_seconds: back to the queue when their job still waits for them, else away. Answers how
+-- many; only one process at a time looks.
+create or replace function reconcile_tickets(p_dead_seconds double precision) returns int
+language plpgsql as $$
+declare
+  v_returned int;
+  v_dropped int;
+begin
+  if not pg_try_advisory_xact_lock(hashtextextended('baton reconcile tickets', 0)) then
+    return 0;
+  end if;
+  -- Sets worker_id of their tickets to null.
+  delete from procrastinate_workers
+  where last_heartbeat < now() - p_dead_seconds * interval '1 second';
+
+  update procrastinate_jobs t
+  set status = 'todo', abort_requested = false
+  from jobs j
+  where t.status = 'doing' and t.worker_id is null and j.ticket_id = t.id
+    and j.id = (t.args ->> 'job_id')::uuid and j.status = 'pending';
+  get diagnostics v_returned = row_count;
+
+  delete from procrastinate_jobs t
+  where t.status = 'doing' and t.worker_id is null and not exists (
+    select from jobs j
+    where j.id = (t.args ->> 'job_id')::uuid and j.ticket_id = t.id
+      and j.status in ('pending', 'processing'));
+  get diagnostics v_dropped = row_count;
+  return v_returned + v_dropped;
+end
+$$;
+
+-- Tickets that a living worker holds in the table but not in its hands, because the answer to its
+-- claim was lost: p_held are those it knows. Answers them; the worker gives back the ones that it
+-- sees twice.
+create or replace function unknown_tickets(p_worker_id bigint, p_held bigint[])
+returns setof bigint
+language sql stable as $$
+  select id
+  from procrastinate_jobs
+  where status = 'doing' and worker_id = p_worker_id and id <> all (p_held)
 $$;
 
 -- --- ops: what an operator does, from psql -------------------------------------------------
@@ -830,5 +1153,3 @@ end
 $$;
 comment on function ops.revoke_api_key is
   'Revoke the key that starts with this prefix (11 characters). False: no such live key.';
-
-insert into schema_version (version) values (1) on conflict (version) do nothing;

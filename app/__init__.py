@@ -2,9 +2,10 @@
 
 Read top-down; a file imports only files above it:
 
-    logs, settings, connector, embedded, schemas, history   stand alone
+    logs, settings, background, connector, embedded, schemas, history   stand alone
     db         the pool, the named queries, the errors of the database
-    queue      tickets: defer one in the caller's transaction
+    queue      tickets, and the bell that tells workers of new ones
+    sweeper    brings back the jobs of dead workers; runs in every process
     errors     what a client is told when something is wrong
     wire       bytes to checked values, values to bytes
     auth       who is calling
@@ -13,7 +14,8 @@ Read top-down; a file imports only files above it:
     resources  projects, handoffs, insights, filters
     openapi    the document, made from the route table
     main       the route table and the application
-    client, supervisor, __main__   the command line, which also starts `tasks`
+    client, supervisor, terminal, operator, demo, __main__   the command line; the last one also
+               starts `tasks`
 """
 
 __version__ = "0.1.0"

@@ -12,11 +12,19 @@ import asyncio
 import logging
 import random
 import re
+import time
 import uuid
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Sequence,
+)
 from contextlib import asynccontextmanager, contextmanager
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import asyncpg
 import orjson
@@ -24,18 +32,36 @@ from asyncpg.pool import PoolConnectionProxy
 from procrastinate import connector, exceptions, manager, sql
 
 log = logging.getLogger("baton.queue")
+T = TypeVar("T")
 
 AnyConnection = asyncpg.Connection | PoolConnectionProxy  # one's own, or one lent by a pool
 
-ACQUIRE_TIMEOUT = 2.0  # seconds to wait for a pooled connection before the database counts as away
+ACQUIRE_TIMEOUT = 1.0  # seconds to wait for a pooled connection before the database counts as away
 LISTEN_PING = 5.0  # seconds between pings of an idle listener; TCP alone notices a dead peer late
 RECONNECT_DELAY = (0.1, 5.0)  # seconds, first and longest wait before listening again
+RETRY_DELAY = (0.05, 2.0)  # seconds, first and longest wait before a query is tried again
 
 _PARAMETER = re.compile(r"%\((\w+)\)s")
 # Three queries build an interval from text: `(%(x)s || ' SECOND')::INTERVAL`. asyncpg asks the
 # server for the parameter's type, gets text, and refuses the number that Procrastinate passes.
 _INTERVAL = re.compile(r"\(%\((\w+)\)s \|\| '\s*(SECOND|HOUR)'\)::INTERVAL")
 
+# Not about the statement but about reaching the server, or about being in somebody's way.
+TRANSIENT = (
+    OSError,
+    TimeoutError,
+    asyncpg.InterfaceError,  # the connection or the pool is closed
+    asyncpg.InternalClientError,  # used in the moment in which the server ends the connection
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,  # shutting down, starting up, cancelled by a timeout
+    asyncpg.InsufficientResourcesError,
+    asyncpg.LockNotAvailableError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.SerializationError,
+    asyncpg.DeadlockDetectedError,
+)
+# A commit whose answer was lost may have happened; deferring again would make a second ticket.
+_NEVER_RETRIED = frozenset({sql.queries["defer_jobs"], sql.queries["defer_periodic_job"]})
 _PING = sql.queries["check_connection"]
 # Told to Procrastinate on every (re)connection, so that a job inserted in the gap is not missed.
 _WAKE_UP = '{"type":"job_inserted","job_id":0}'
@@ -100,7 +126,7 @@ def mapped_errors() -> Iterator[None]:
         raise exceptions.UniqueViolation(
             constraint_name=error.constraint_name or "", queueing_lock=queueing_lock
         ) from error
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+    except (asyncpg.PostgresError, *TRANSIENT) as error:
         raise exceptions.ConnectorException from error
 
 
@@ -111,11 +137,19 @@ class AsyncpgConnector(connector.BaseAsyncConnector):
         pool: made with `init_connection`.
         dsn: for the listener, which needs a connection of its own (LISTEN belongs to a session,
             and a pool would hand the session to somebody else).
+        retry_for: seconds for which a query on a pooled connection is tried again while the
+            database is away. All of Procrastinate's queries may be repeated except deferring; a
+            claim whose answer was lost is found by the worker (`unknown_tickets`).
     """
 
-    def __init__(self, pool: asyncpg.Pool, dsn: str) -> None:
+    def __init__(self, pool: asyncpg.Pool, dsn: str, *, retry_for: float = 0.0) -> None:
         self._pool = pool
         self._dsn = dsn
+        self._retry_for = retry_for
+
+    def stop_retrying(self) -> None:
+        """Fail at once from now on: whoever stops does not wait for a database that is away."""
+        self._retry_for = 0.0
 
     async def open_async(self, pool: asyncpg.Pool | None = None) -> None:
         """Nothing to open; the pool is there from the start."""
@@ -130,19 +164,42 @@ class AsyncpgConnector(connector.BaseAsyncConnector):
     async def execute_query_async(self, query: str, **arguments: Any) -> None:
         """Run a statement whose rows nobody wants; several statements when it has no parameters."""
         translated, names = translate(query)
-        with mapped_errors():
-            async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT) as connection:
-                await connection.execute(translated, *(arguments[name] for name in names))
+
+        async def execute(connection: AnyConnection) -> None:
+            await connection.execute(translated, *(arguments[name] for name in names))
+
+        await self._retrying(query, execute)
 
     async def execute_query_all_async(self, query: str, **arguments: Any) -> list[dict[str, Any]]:
         """Run a query on a pooled connection."""
-        with mapped_errors():
-            async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT) as connection:
-                return await _fetch(connection, query, arguments)
+
+        async def fetch(connection: AnyConnection) -> list[dict[str, Any]]:
+            return await _fetch(connection, query, arguments)
+
+        return await self._retrying(query, fetch)
 
     async def execute_query_one_async(self, query: str, **arguments: Any) -> dict[str, Any]:
         """Run a query on a pooled connection; `NoResult` when it answers no row."""
         return _first(await self.execute_query_all_async(query, **arguments))
+
+    async def _retrying(self, query: str, run: Callable[[AnyConnection], Awaitable[T]]) -> T:
+        started, delay = time.monotonic(), RETRY_DELAY[0]
+        while True:
+            try:
+                with mapped_errors():
+                    async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT) as connection:
+                        return await run(connection)
+            except exceptions.ConnectorException as error:
+                elapsed = time.monotonic() - started
+                if (
+                    query in _NEVER_RETRIED
+                    or elapsed >= self._retry_for
+                    or not isinstance(error.__cause__, TRANSIENT)
+                ):
+                    raise
+                log.warning("query retried", extra={"cause": repr(error.__cause__)})
+            await asyncio.sleep(delay * random.uniform(0.5, 1.5))
+            delay = min(delay * 2, RETRY_DELAY[1])
 
     async def execute_query_all_async_with_connection(
         self, connection: AnyConnection, query: str, **arguments: Any
@@ -175,8 +232,8 @@ class AsyncpgConnector(connector.BaseAsyncConnector):
                     await on_notification(channel=channels[0], payload=_WAKE_UP)
                     async for channel, payload in inbox:
                         await on_notification(channel=channel, payload=payload)
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
-                log.warning("listener lost: %r", error)
+            except (asyncpg.PostgresError, *TRANSIENT) as error:
+                log.warning("listener lost", extra={"cause": repr(error)})
             await asyncio.sleep(delay * random.uniform(0.5, 1.5))
             delay = min(delay * 2, RECONNECT_DELAY[1])
 

@@ -5,6 +5,7 @@ It hides asyncpg and the SQLSTATEs of schema.sql. The one rule: SQL is written i
 """
 
 import asyncio
+import hashlib
 import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -15,9 +16,9 @@ from typing import Any
 import asyncpg
 from procrastinate.schema import SchemaManager
 
-from app.connector import ACQUIRE_TIMEOUT, AnyConnection, init_connection
+from app.connector import ACQUIRE_TIMEOUT, TRANSIENT, AnyConnection, init_connection
 
-COMMAND_TIMEOUT = 10.0  # seconds until a statement without an answer counts as lost
+COMMAND_TIMEOUT = 10.0  # seconds until a statement without an answer counts as lost, by default
 MIGRATE_TIMEOUT = 300.0  # seconds for all of the schema, waiting for another migration included
 SETTINGS = {
     "jit": "off",  # all statements are short; compiling them costs more than running them
@@ -36,6 +37,7 @@ class DatabaseError(Exception):
     ├── NotFound         BT404: not there, or not visible to the caller
     ├── Conflict         BT409: the job is not in a status that allows this
     ├── LeaseLost        BT410: another attempt owns the job, or it has ended
+    ├── Refused          anything else: a value it cannot hold, a constraint, a wrong statement
     └── Unavailable      the database is away, or too slow to wait for; nothing is known
     """
 
@@ -56,6 +58,10 @@ class LeaseLost(DatabaseError):
     """BT410."""
 
 
+class Refused(DatabaseError):
+    """The database will not do this, however often it is asked."""
+
+
 class Unavailable(DatabaseError):
     """The database cannot be reached or does not answer in time."""
 
@@ -67,56 +73,46 @@ BY_SQLSTATE: dict[str, type[DatabaseError]] = {
     "BT410": LeaseLost,
 }
 
-# What asyncpg raises when it is not about the statement but about reaching the server.
-_AWAY = (
-    OSError,
-    TimeoutError,
-    asyncpg.PostgresConnectionError,
-    asyncpg.OperatorInterventionError,  # shutting down, starting up, cancelled by a timeout
-    asyncpg.InsufficientResourcesError,
-    asyncpg.LockNotAvailableError,
-    asyncpg.IdleInTransactionSessionTimeoutError,
-    asyncpg.SerializationError,
-    asyncpg.DeadlockDetectedError,
-)
-
 
 @contextmanager
 def mapped_errors() -> Iterator[None]:
     """Turn asyncpg's errors into ours; every statement of this module runs inside."""
     try:
         yield
-    except _AWAY as error:
+    except TRANSIENT as error:
         raise Unavailable(str(error) or type(error).__name__) from error
     except asyncpg.PostgresError as error:
-        meaning = BY_SQLSTATE.get(error.sqlstate or "")
-        if meaning is None:
-            raise
-        raise meaning(error.message) from error
-    except asyncpg.InterfaceError as error:  # the connection or the pool is closed
-        raise Unavailable(str(error)) from error
+        meaning = BY_SQLSTATE.get(error.sqlstate or "", Refused)
+        raise meaning(str(error)) from error
 
 
 class Connection:
-    """Queries by name on one connection, inside `Database.transaction`."""
+    """Queries by name on one connection, inside `Database.transaction`.
+
+    `timeout` in seconds is for the statement that may take longer than the pool's others.
+    """
 
     def __init__(self, raw: AnyConnection) -> None:
         self.raw = raw
 
-    async def rows(self, name: str, *args: Any) -> list[asyncpg.Record]:
+    async def rows(
+        self, name: str, *args: Any, timeout: float | None = None
+    ) -> list[asyncpg.Record]:
         """All rows of a named query."""
         with mapped_errors():
-            return await self.raw.fetch(queries()[name], *args)
+            return await self.raw.fetch(queries()[name], *args, timeout=timeout)
 
-    async def row(self, name: str, *args: Any) -> asyncpg.Record | None:
+    async def row(
+        self, name: str, *args: Any, timeout: float | None = None
+    ) -> asyncpg.Record | None:
         """The first row of a named query, or None."""
         with mapped_errors():
-            return await self.raw.fetchrow(queries()[name], *args)
+            return await self.raw.fetchrow(queries()[name], *args, timeout=timeout)
 
-    async def value(self, name: str, *args: Any) -> Any:
+    async def value(self, name: str, *args: Any, timeout: float | None = None) -> Any:
         """The first column of the first row of a named query, or None."""
         with mapped_errors():
-            return await self.raw.fetchval(queries()[name], *args)
+            return await self.raw.fetchval(queries()[name], *args, timeout=timeout)
 
 
 class Database:
@@ -133,48 +129,67 @@ class Database:
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
         """A pooled connection; `Unavailable` when none comes free in `ACQUIRE_TIMEOUT`."""
-        with mapped_errors():
-            async with self.pool.acquire(timeout=ACQUIRE_TIMEOUT) as raw:
-                yield Connection(raw)
+        try:
+            with mapped_errors():
+                raw = await self.pool.acquire(timeout=ACQUIRE_TIMEOUT)
+        except Refused as error:  # it lets nobody in: a wrong password, too many clients
+            raise Unavailable(str(error)) from error.__cause__
+        try:
+            yield Connection(raw)
+        except Unavailable as error:
+            if isinstance(error.__cause__, TimeoutError):
+                raw.terminate()  # or its release would wait for the silent server again
+            raise
+        finally:
+            with mapped_errors():
+                await self.pool.release(raw, timeout=ACQUIRE_TIMEOUT)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
         """Statements that commit together, or not at all when the body raises."""
-        async with self.connection() as connection, connection.raw.transaction():
-            yield connection
+        async with self.connection() as connection:
+            with mapped_errors():
+                async with connection.raw.transaction():
+                    yield connection
 
-    async def rows(self, name: str, *args: Any) -> list[asyncpg.Record]:
+    async def rows(
+        self, name: str, *args: Any, timeout: float | None = None
+    ) -> list[asyncpg.Record]:
         """All rows of a named query."""
         async with self.connection() as connection:
-            return await connection.rows(name, *args)
+            return await connection.rows(name, *args, timeout=timeout)
 
-    async def row(self, name: str, *args: Any) -> asyncpg.Record | None:
+    async def row(
+        self, name: str, *args: Any, timeout: float | None = None
+    ) -> asyncpg.Record | None:
         """The first row of a named query, or None."""
         async with self.connection() as connection:
-            return await connection.row(name, *args)
+            return await connection.row(name, *args, timeout=timeout)
 
-    async def value(self, name: str, *args: Any) -> Any:
+    async def value(self, name: str, *args: Any, timeout: float | None = None) -> Any:
         """The first column of the first row of a named query, or None."""
         async with self.connection() as connection:
-            return await connection.value(name, *args)
+            return await connection.value(name, *args, timeout=timeout)
 
 
 @asynccontextmanager
-async def open_database(dsn: str, *, application_name: str, size: int) -> AsyncIterator[Database]:
+async def open_database(
+    dsn: str, *, application_name: str, size: int, command_timeout: float = COMMAND_TIMEOUT
+) -> AsyncIterator[Database]:
     """Open a pool of at most `size` connections and close it at the end.
 
-    Raises:
-        Unavailable: when the server cannot be reached now.
+    The server need not be there: the first connection is made for the first query, so that a
+    process can start, say that it is not ready, and become ready by itself.
     """
     with mapped_errors():
         pool = await asyncpg.create_pool(
             dsn,
-            min_size=1,
+            min_size=0,
             max_size=size,
             init=init_connection,
             reset=_keep,
             timeout=ACQUIRE_TIMEOUT,
-            command_timeout=COMMAND_TIMEOUT,
+            command_timeout=command_timeout,
             server_settings={**SETTINGS, "application_name": application_name},
         )
     try:
@@ -187,28 +202,42 @@ async def _keep(_: asyncpg.Connection) -> None:
     """Skip asyncpg's reset on release: nothing here changes a session, and it is a round trip."""
 
 
-async def migrate(dsn: str) -> int:
+async def migrate(dsn: str, *, anew: bool = True) -> int:
     """Bring the schema up to date and answer its version. Safe to run twice, and at once.
 
     One transaction under an advisory lock: another process that migrates waits, then finds the
-    work done. Procrastinate's schema is not re-runnable, so it is applied only where it is missing.
+    work done. Procrastinate's schema is not re-runnable and is applied only where it is missing.
+
+    Args:
+        anew: apply a schema that is there already once more, which also mends what somebody has
+            changed by hand. A start leaves it alone and so takes no lock on any table.
     """
     with mapped_errors():
         raw = await asyncpg.connect(
             dsn, timeout=COMMAND_TIMEOUT, server_settings={"application_name": "baton migrate"}
         )
     try:
-        connection = Connection(raw)
         with mapped_errors():
-            async with raw.transaction():
-                async with asyncio.timeout(MIGRATE_TIMEOUT):
-                    await raw.execute(queries()["lock_migration"])
-                    if not await connection.value("has_table", "procrastinate_jobs"):
-                        await raw.execute(SchemaManager.get_schema())
-                    await raw.execute(schema())
-        return current_version()
+            async with asyncio.timeout(MIGRATE_TIMEOUT), raw.transaction():
+                await _migrate(Connection(raw), anew)
     finally:
-        await raw.close(timeout=COMMAND_TIMEOUT)
+        raw.terminate()
+    return current_version()
+
+
+async def _migrate(connection: Connection, anew: bool) -> None:
+    version, digest = current_version(), hashlib.sha256(schema().encode()).hexdigest()
+    await connection.raw.execute(queries()["lock_migration"])
+    if (
+        not anew
+        and await connection.value("has_table", "schema_version")
+        and await connection.value("schema_digest", version) == digest
+    ):
+        return
+    if not await connection.value("has_table", "procrastinate_jobs"):
+        await connection.raw.execute(SchemaManager.get_schema())
+    await connection.raw.execute(schema())
+    await connection.value("record_schema", version, digest)
 
 
 async def applied_version(database: Database) -> int | None:

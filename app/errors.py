@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from app import db
-from app.logs import request_id
+from app.logs import request_id, trace
 
 log = logging.getLogger("baton.api")
 
@@ -130,7 +130,7 @@ def as_api_error(error: Exception) -> ApiError:
         case HTTPException():
             return _of_starlette(error)
         case _:
-            log.error("unexpected", exc_info=error)
+            log.error("unexpected", extra={"trace": trace(error)})
             return ApiError("Something unexpected went wrong; the log has it by the request id.")
 
 

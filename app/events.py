@@ -27,6 +27,7 @@ from app.wire import (
 
 BATCH_LIMIT = 1024 * 1024  # bytes
 BATCH_MAX = 1_000  # events
+STORE_TIMEOUT = 8.0  # seconds; a full batch on a slow disk takes longer than other statements
 NDJSON = "application/x-ndjson"
 
 
@@ -58,7 +59,7 @@ async def store(
         db.NotFound: the user may not see the project.
         db.InvalidRequest: an event names an unknown source; nothing is stored.
     """
-    row = await database.row("ingest_events", user_id, project_id, events)
+    row = await database.row("ingest_events", user_id, project_id, events, timeout=STORE_TIMEOUT)
     assert row is not None
     return row["accepted"], row["duplicates"]
 

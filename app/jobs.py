@@ -7,11 +7,9 @@ stored the job and its ticket, and what a client reads is always the row, never 
 from datetime import datetime
 from typing import Any
 
-import procrastinate
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app import queue
 from app.db import Database
 from app.schemas import (
     ArchitectureRequest,
@@ -88,13 +86,13 @@ async def _submit(
 ) -> Response:
     job_id = await submit(
         request.app.state.database,
-        request.app.state.queue,
         user_id=request.state.user_id,
         project_id=project_id,
         kind=kind,
         sources=sources,
         body=body,
     )
+    request.app.state.bell.ring()
     return json_response(
         {"jobId": job_id, "status": "pending"},
         status=202,
@@ -104,7 +102,6 @@ async def _submit(
 
 async def submit(
     database: Database,
-    tickets: procrastinate.App,
     *,
     user_id: str,
     project_id: str,
@@ -121,12 +118,10 @@ async def submit(
     filters = body.model_dump(include={"filters"}, exclude_none=True).get("filters")
     until: datetime | None = body.until
     options: dict[str, Any] = body.model_dump(mode="json", exclude=_SCOPE_FIELDS, exclude_none=True)
-    async with database.transaction() as connection:
-        job = await connection.row(
-            "submit_job", user_id, project_id, kind, sources, filters, until, options
-        )
-        assert job is not None
-        await queue.defer(tickets, connection, job["id"])
+    job = await database.row(
+        "submit_job", user_id, project_id, kind, sources, filters, until, options
+    )
+    assert job is not None
     return str(job["id"])
 
 

@@ -7,6 +7,7 @@ somebody passed it by name, never because an object happened to have it.
 
 import logging
 import sys
+import traceback
 from contextvars import ContextVar
 from datetime import UTC, datetime
 
@@ -32,7 +33,11 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return orjson.dumps(line, default=str).decode()
+        try:
+            return orjson.dumps(line, default=str).decode()
+        except TypeError:  # an integer of more than 64 bits, a lone surrogate
+            plain = {name: str(v).encode(errors="replace").decode() for name, v in line.items()}
+            return orjson.dumps(plain).decode()
 
 
 class TextFormatter(logging.Formatter):
@@ -59,6 +64,17 @@ def configure(style: str) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     # Procrastinate reports each ticket at INFO; a job's own events already say it once.
     logging.getLogger("procrastinate").setLevel(logging.WARNING)
+
+
+def trace(error: BaseException) -> str:
+    """Where an error came from, without its message: a message may quote what a client sent."""
+    parts: list[str] = []
+    current: BaseException | None = error
+    while current is not None and len(parts) < 5:
+        frames = "".join(traceback.format_tb(current.__traceback__))
+        parts.append(f"{type(current).__name__}\n{frames}")
+        current = current.__cause__ or current.__context__
+    return "caused by ".join(parts)
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:

@@ -8,7 +8,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
@@ -22,11 +22,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import errors, events, jobs, resources, schemas
 from app.auth import authenticate
+from app.background import background, watch_loop
 from app.db import applied_version, current_version, open_database
 from app.logs import request_id
 from app.openapi import Operation, document, page
-from app.queue import make_queue
+from app.queue import hung_bell
 from app.settings import Settings
+from app.sweeper import Sweeper
 from app.wire import json_response
 
 log = logging.getLogger("baton.api")
@@ -34,6 +36,7 @@ log = logging.getLogger("baton.api")
 HEADERS_LIMIT = 16 * 1024  # bytes of all header names and values together
 URI_LIMIT = 8 * 1024  # bytes of path and query
 POOL_SIZE = 10  # connections; a request holds one for milliseconds
+COMMAND_TIMEOUT = 1.5  # seconds; a client learns soon that the database does not answer
 
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
 
@@ -203,19 +206,24 @@ def create_app(settings: Settings) -> Starlette:
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         assert settings.database_url
-        async with open_database(
-            settings.database_url, application_name="baton serve", size=POOL_SIZE
-        ) as database:
+        async with (
+            open_database(
+                settings.database_url,
+                application_name="baton serve",
+                size=POOL_SIZE,
+                command_timeout=COMMAND_TIMEOUT,
+            ) as database,
+            hung_bell(database) as bell,
+            background(Sweeper(database, bell).run()),
+            background(watch_loop()),
+        ):
             app.state.database = database
-            app.state.queue = make_queue(database)
+            app.state.bell = bell
             yield
 
     app = Starlette(
         routes=[
-            *(
-                Route(o.path, o.handler if o.public else _authenticated(o), methods=[o.method])
-                for o in OPERATIONS
-            ),
+            *_routes(),
             Route("/openapi.json", openapi_json),
             Route("/docs", docs),
         ],
@@ -230,9 +238,21 @@ def create_app(settings: Settings) -> Starlette:
 _DOCS_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
-def _authenticated(operation: Operation) -> Callable[[Request], Awaitable[Response]]:
+def _routes() -> Iterator[Route]:
+    """One route per path, so that a 405 lists all verbs of the path."""
+    paths: dict[str, dict[str, Operation]] = {}
+    for operation in OPERATIONS:
+        paths.setdefault(operation.path, {})[operation.method] = operation
+    # /handoffs/filters comes before /handoffs/{handoff_id}
+    for path, by_method in sorted(paths.items(), key=lambda item: "{" in item[0]):
+        yield Route(path, _endpoint(by_method), methods=list(by_method))
+
+
+def _endpoint(by_method: Mapping[str, Operation]) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
-        request.state.user_id = await authenticate(request)
+        operation = by_method["GET" if request.method == "HEAD" else request.method]
+        if not operation.public:
+            request.state.user_id = await authenticate(request)
         return await operation.handler(request)
 
     return endpoint

@@ -73,6 +73,7 @@ _JOB: dict[str, Any] = {
     "error_meta": {},
     "created_at": _AT,
     "updated_at": _AT,
+    "recovering": False,
 }
 _HANDOFF = {
     "id": _ID,

@@ -2,13 +2,18 @@
 -- in schema.sql. Parameters are positional; the caller's user id comes first wherever a caller
 -- is behind the statement, and $n are listed in the line under the name.
 
--- name: ping
--- Does the database answer?
-select 1;
-
 -- name: schema_version
 -- The newest schema that has been applied; no row in a database that has none.
 select max(version) from schema_version;
+
+-- name: schema_digest
+-- $1 version. Which text of schema.sql made it.
+select digest from schema_version where version = $1;
+
+-- name: record_schema
+-- $1 version, $2 digest.
+insert into schema_version (version, digest) values ($1, $2)
+on conflict (version) do update set digest = excluded.digest, applied_at = now();
 
 -- name: has_table
 -- $1 name. Asked before anything else of a database that may be empty.
@@ -30,9 +35,11 @@ select id, status from submit_job($1, $2, $3, $4, $5, $6, $7);
 -- $1 user, $2 job. The job as a client sees it, if this user may.
 select
   j.id, j.project_id, j.kind, j.status, j.result_kind, j.result_id, j.error, j.error_code,
-  j.error_meta, j.created_at, j.updated_at
+  j.error_meta, j.created_at, j.updated_at,
+  j.status = 'processing' and coalesce(l.expires_at < baton_now(), true) as recovering
 from jobs j
 join project_access a on a.project_id = j.project_id and a.user_id = $1
+left join leases l on l.job_id = j.id
 where j.id = $2;
 
 -- name: read_handoff
@@ -174,8 +181,8 @@ order by f.source, f.dimension, f.resource, f.value;
 -- name: claim_job
 -- $1 job, $2 ticket, $3 worker, $4 lease in seconds. No row: the ticket is to be dropped.
 select
-  j.id, j.user_id, j.project_id, p.name as project_name, j.kind, j.input, j.attempt,
-  j.lease_token, baton_now() as claimed_at
+  j.id, j.user_id, j.project_id, p.name as project_name, j.kind, j.input, j.attempt, j.crashes,
+  j.provider_errors, j.lease_token, baton_now() as claimed_at
 from claim_job($1, $2, $3, $4) j
 join projects p on p.id = j.project_id;
 
@@ -194,6 +201,53 @@ select id, status from fail_job($1, $2, $3, $4, $5);
 -- name: release_job
 -- $1 job, $2 token. BT410 when fenced.
 select id, status from release_job($1, $2);
+
+-- name: park_job
+-- $1 job, $2 token, $3 delay in seconds, $4 code, $5 sentence, $6 meta. The new status. BT410.
+select park_job($1, $2, $3, $4, $5, $6);
+
+-- name: crash_job
+-- $1 job, $2 token, $3 sentence, $4 meta. The new status. BT410.
+select crash_job($1, $2, $3, $4);
+
+-- name: lease_counts
+-- The database's clock, how many leases there are and how many have expired.
+select
+  extract(epoch from baton_now())::float8 as clock, count(*) as held,
+  count(*) filter (where expires_at < baton_now()) as expired
+from leases;
+
+-- name: sweepable
+-- $1 limit. Jobs to sweep.
+select sweepable($1);
+
+-- name: sweep_job
+-- $1 job. The new status, or null.
+select sweep_job($1);
+
+-- name: wake_due
+-- $1 limit. How many were brought back.
+select wake_due($1);
+
+-- name: reconcile_jobs
+-- $1 limit. How many were mended.
+select reconcile_jobs($1);
+
+-- name: reconcile_tickets
+-- $1 seconds after which a silent worker is dead. How many were returned or dropped.
+select reconcile_tickets($1);
+
+-- name: unknown_tickets
+-- $1 Procrastinate's worker, $2 the tickets that it knows of.
+select unknown_tickets($1, $2);
+
+-- name: beat
+-- $1 Procrastinate's worker. No row: somebody took us for dead.
+update procrastinate_workers set last_heartbeat = now() where id = $1 returning id;
+
+-- name: notify
+-- $1 channel, $2 payload. A statement of its own, after the commit that it announces.
+select pg_notify($1, $2);
 
 -- name: end_ticket
 -- $1 ticket, $2 Procrastinate's worker. A ticket ends with its job; this is for one whose job
@@ -244,20 +298,28 @@ cross join lateral (
 
 -- name: events_in_scope
 -- $1 project, $2 sources or null, $3 filters, $4 since (exclusive), $5 until, $6 repository or
--- null, $7 limit. Newest first. A filter of a source narrows that source and no other.
+-- null, $7 limit. Newest first. A filter of a source narrows that source and no other. Source by
+-- source, so that a rare one among many events is found by its index.
 select
   e.id, e.source, e.event_type, e.title, e.content, e.external_id, e.resource, e.branch,
   e.priority, e.author, e.url, e.metadata, e.occurred_at
-from events e
-cross join lateral (select coalesce($3::jsonb -> e.source, '{}') as filter) f
-where e.project_id = $1
-  and e.occurred_at > $4 and e.occurred_at <= $5
-  and ($2::text[] is null or e.source = any ($2))
-  and ($6::text is null or e.resource = $6)
-  and (not f.filter ? 'projects' or f.filter -> 'projects' ? e.resource)
-  and (not f.filter ? 'eventTypes' or f.filter -> 'eventTypes' ? e.event_type)
-  and (not f.filter ? 'branches' or f.filter -> 'branches' ? e.branch)
-  and (not f.filter ? 'priorities' or f.filter -> 'priorities' ? e.priority)
+from (
+  select distinct source, coalesce($3::jsonb -> source, '{}') as filter
+  from event_facets
+  where project_id = $1 and dimension = 'eventTypes' and ($2::text[] is null or source = any ($2))
+) s
+cross join lateral (
+  select *
+  from events
+  where project_id = $1 and source = s.source and occurred_at > $4 and occurred_at <= $5
+    and ($6::text is null or resource = $6)
+    and (not s.filter ? 'projects' or s.filter -> 'projects' ? resource)
+    and (not s.filter ? 'eventTypes' or s.filter -> 'eventTypes' ? event_type)
+    and (not s.filter ? 'branches' or s.filter -> 'branches' ? branch)
+    and (not s.filter ? 'priorities' or s.filter -> 'priorities' ? priority)
+  order by occurred_at desc, id desc
+  limit $7
+) e
 order by e.occurred_at desc, e.id desc
 limit $7;
 

@@ -246,7 +246,7 @@ class HandoffsQuery(Query):
     """Which handoffs to list."""
 
     project_id: str | None = None
-    status: ArtifactStatus | Literal["all"] = "active"
+    status: Literal["active", "archived", "all"] = "active"
     limit: Limit = 20
 
 
@@ -254,7 +254,7 @@ class InsightsQuery(Query):
     """Which insights of a project to list."""
 
     kind: InsightKind | None = None
-    status: ArtifactStatus | Literal["all"] = "active"
+    status: Literal["active", "archived", "all"] = "active"
     limit: Limit = 20
 
 
@@ -296,6 +296,9 @@ class Job(Shape):
     error_meta: dict[str, Any]
     created_at: Time
     updated_at: Time
+    recovering: bool = Field(
+        description="Its worker is lost; within seconds another one takes the job."
+    )
 
 
 class TokenUsage(Shape):

@@ -5,12 +5,14 @@ variable. Nothing else in Baton reads the environment.
 """
 
 import os
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-PROVIDERS = ("extractive",)
+# The built-in provider, or one of the operator's own: a module and a factory without arguments.
+_PROVIDER = r"extractive|[A-Za-z_][\w.]*:[A-Za-z_]\w*"
 
 
 class ConfigurationError(Exception):
@@ -39,15 +41,15 @@ class Settings:
         """
         faults: list[str] = []
 
-        def text(name: str, default: str, allowed: tuple[str, ...] = ()) -> str:
+        def text(name: str, default: str, allowed: str = "", form: str = ".*") -> str:
             value = env.get(name, "").strip() or default
-            if allowed and value not in allowed:
-                faults.append(f"{name}: must be one of {', '.join(allowed)}, not {value!r}")
+            if not re.fullmatch(form, value):
+                faults.append(f"{name}: must be {allowed}, not {value!r}")
             return value
 
         def number(name: str, default: int, low: int, high: int) -> int:
             raw = env.get(name, "").strip() or str(default)
-            if not raw.isascii() or not raw.isdigit() or not low <= int(raw) <= high:
+            if not re.fullmatch("[0-9]{1,9}", raw) or not low <= int(raw) <= high:
                 faults.append(f"{name}: must be a whole number from {low} to {high}, not {raw!r}")
                 return default
             return int(raw)
@@ -60,10 +62,17 @@ class Settings:
             data_dir=Path(text("BATON_DATA_DIR", ".baton")),
             host=text("HOST", "127.0.0.1"),
             port=number("PORT", 8000, 1, 65535),
-            provider=text("BATON_PROVIDER", "extractive", PROVIDERS),
+            provider=text(
+                "BATON_PROVIDER", "extractive", "extractive, or module:factory", _PROVIDER
+            ),
             concurrency=number("BATON_CONCURRENCY", 100, 1, 1000),
             attempt_timeout=number("BATON_ATTEMPT_TIMEOUT", 110, 1, 3600),
-            log=text("BATON_LOG", "text" if sys.stderr.isatty() else "json", ("text", "json")),
+            log=text(
+                "BATON_LOG",
+                "text" if sys.stderr.isatty() else "json",
+                "text or json",
+                "text|json",
+            ),
         )
         if faults:
             raise ConfigurationError("\n".join(faults))

@@ -1,0 +1,107 @@
+"""What keeps the promise of a 202 when workers die: sweep, wake, reconcile.
+
+Every process, API or worker, runs one sweeper, so that deadlines hold and crashed jobs come back
+with no worker alive. A plain loop and never a queue task: a stalled queue cannot rescue itself.
+The one rule: one job per transaction, looked at again under its lock, so any number of sweepers
+may run at once.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from app.db import Database, Unavailable
+from app.queue import Bell
+
+log = logging.getLogger("baton.sweeper")
+
+TICK = 1.0  # seconds between looks for parked jobs that are due
+SWEEP_TICKS = 5  # expired leases and deadlines; with a lease of 15 s, 20 s to the truth
+RECONCILE_TICKS = 30  # jobs without tickets, tickets without jobs
+BATCH = 200  # jobs a tick; more are left to the next one, and to the other processes
+DEAD_AFTER = 30.0  # seconds without a heartbeat; a worker beats every 5
+LEASE = 15.0  # seconds; see tasks/executor.py
+# The brake. Expired leases mean dead workers, or that nobody could renew: the database's clock has
+# jumped, or the database was away. Only the second case leaves a trace here, and then live workers
+# get one more lease to renew before their jobs are run again.
+BRAKE_DRIFT = 5.0  # seconds by which the database's clock may run ahead of ours between two looks
+BRAKE_GAP = 10.0  # seconds between two looks after which something was in the way
+
+
+class Sweeper:
+    """The sweep of one process.
+
+    Args:
+        clock: seconds that only go forward, whatever happens to the database's clock.
+    """
+
+    def __init__(
+        self, database: Database, bell: Bell, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._clock = clock
+        self._database = database
+        self._bell = bell
+        self._last_look: tuple[float, float] | None = None  # our clock, the database's
+        self._braked_until = 0.0
+
+    async def run(self) -> None:
+        """Sweep for ever; an outage of the database is waited out."""
+        tick = 0
+        while True:
+            try:
+                await self.wake_once()
+                if tick % SWEEP_TICKS == 0:
+                    await self.sweep_once()
+                if tick % RECONCILE_TICKS == RECONCILE_TICKS - 1:
+                    await self.reconcile_once()
+            except Unavailable as error:
+                log.warning("sweep failed", extra={"cause": str(error)})
+            tick += 1
+            await asyncio.sleep(TICK)
+
+    async def wake_once(self) -> int:
+        """Give tickets to the parked jobs that are due; answers how many."""
+        woken: int = await self._database.value("wake_due", BATCH)
+        if woken:
+            log.info("wake", extra={"jobs": woken})
+            self._bell.ring()
+        return woken
+
+    async def sweep_once(self) -> int:
+        """Bring back the jobs of dead workers, end those past their deadline; answers how many."""
+        if await self._braked():
+            return 0
+        swept = 0
+        for row in await self._database.rows("sweepable", BATCH):
+            status = await self._database.value("sweep_job", row[0])
+            if status is not None:
+                swept += 1
+                log.warning("sweep", extra={"job_id": row[0], "status": status})
+        if swept:
+            self._bell.ring()
+        return swept
+
+    async def reconcile_once(self) -> int:
+        """Mend what crashes between two systems leave behind; answers how many."""
+        jobs: int = await self._database.value("reconcile_jobs", BATCH)
+        tickets: int = await self._database.value("reconcile_tickets", DEAD_AFTER)
+        if jobs or tickets:
+            log.warning("reconcile", extra={"jobs": jobs, "tickets": tickets})
+            self._bell.ring()
+        return jobs + tickets
+
+    async def _braked(self) -> bool:
+        """Is an expiry to be waited out because renewals may have been impossible?"""
+        row = await self._database.row("lease_counts")
+        assert row is not None
+        now = self._clock()
+        hindered = False
+        if self._last_look is not None:
+            ours, theirs = now - self._last_look[0], row["clock"] - self._last_look[1]
+            hindered = ours > BRAKE_GAP or theirs - ours > BRAKE_DRIFT
+        self._last_look = (now, row["clock"])
+        if hindered and row["expired"]:
+            self._braked_until = now + LEASE
+            log.error("brake", extra={"expired": row["expired"], "held": row["held"]})
+        return now < self._braked_until

@@ -1,0 +1,230 @@
+"""Errors by meaning, transactions that keep their word, and a schema that can be applied again."""
+
+import asyncio
+import subprocess
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import asyncpg
+import pytest
+from procrastinate.schema import SchemaManager
+
+from app import db
+from app.connector import ACQUIRE_TIMEOUT
+from app.db import Database, applied_version, current_version, migrate, open_database, queries
+from app.embedded import program
+
+MEANINGS: list[tuple[str, type[Exception]]] = [
+    ("BT400", db.InvalidRequest),
+    ("BT404", db.NotFound),
+    ("BT409", db.Conflict),
+    ("BT410", db.LeaseLost),
+    ("40001", db.Unavailable),
+    ("40P01", db.Unavailable),
+    ("55P03", db.Unavailable),
+    ("57014", db.Unavailable),
+    ("57P01", db.Unavailable),
+    ("53300", db.Unavailable),
+]
+INSERT = "insert into users (email, name) values ('ada@example.com', 'Ada')"
+
+
+async def test_a_sqlstate_is_raised_as_what_it_means(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for code, meaning in MEANINGS:
+        raising = f"do $$ begin raise 'A word for %.', 'people' using errcode = '{code}'; end $$"
+        monkeypatch.setitem(queries(), "has_user", raising)
+        for ask in (database.rows, database.row, database.value):
+            with pytest.raises(meaning) as caught:
+                await ask("has_user")
+            assert type(caught.value) is meaning, code
+            assert str(caught.value) == "A word for people."
+            assert isinstance(caught.value.__cause__, asyncpg.PostgresError)
+
+
+async def test_an_error_without_a_meaning_is_refused_and_keeps_its_cause(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(queries(), "has_user", "select 1/0")
+    with pytest.raises(db.Refused, match="division by zero") as refused:
+        await database.value("has_user")
+    assert isinstance(refused.value.__cause__, asyncpg.DivisionByZeroError)
+
+
+async def test_rows_row_and_value_answer_what_they_say(database: Database) -> None:
+    assert await database.value("has_user") is False
+    assert [tuple(row) for row in await database.rows("has_user")] == [(False,)]
+    assert tuple(await database.row("has_user") or ()) == (False,)
+    nobody = "01890a5d-ac96-774b-bcce-b302099a8057"
+    assert await database.rows("list_projects", nobody) == []
+    assert await database.row("read_job", nobody, nobody) is None
+    assert await database.value("sole_user") is None
+
+
+async def test_a_transaction_whose_body_raises_leaves_nothing(
+    database: Database, sql: asyncpg.Connection
+) -> None:
+    with pytest.raises(KeyError):
+        async with database.transaction() as connection:
+            await connection.value("create_user", "ada@example.com")
+            raise KeyError
+    assert await sql.fetchval("select count(*) from users") == 0
+    async with database.transaction() as connection:
+        await connection.value("create_user", "ada@example.com")
+    assert await sql.fetchval("select count(*) from users") == 1
+
+
+async def test_a_terminated_backend_is_unavailable_and_the_pool_recovers(
+    database: Database, sql: asyncpg.Connection
+) -> None:
+    with pytest.raises(db.Unavailable):
+        async with database.transaction() as connection:
+            await connection.value("create_user", "ada@example.com")
+            pid = connection.raw.get_server_pid()
+            await sql.fetchval("select pg_terminate_backend($1, 5000)", pid)
+            await connection.value("has_user")
+    assert await database.value("has_user") is False
+    assert await sql.fetchval("select count(*) from users") == 0
+
+
+async def test_a_server_that_is_not_there_is_unavailable(tmp_path: Path) -> None:
+    started = time.monotonic()
+    for dsn in ("postgresql://u@127.0.0.1:9/nothing", f"postgresql://u@/x?host={tmp_path}"):
+        with pytest.raises(db.Unavailable):
+            async with open_database(dsn, application_name="baton test", size=1) as away:
+                await away.value("has_user")
+        with pytest.raises(db.Unavailable):
+            await migrate(dsn)
+    assert time.monotonic() - started < 4 * ACQUIRE_TIMEOUT + 1
+
+
+async def test_a_server_that_accepts_and_says_nothing_is_unavailable_in_time() -> None:
+    silent = asyncio.Event()
+
+    async def accept(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await silent.wait()
+        writer.close()
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    started = time.monotonic()
+    with pytest.raises(db.Unavailable):
+        async with open_database(
+            f"postgresql://u@127.0.0.1:{port}/x?sslmode=disable", application_name="t", size=1
+        ) as silent_database:
+            await silent_database.value("has_user")
+    assert time.monotonic() - started < ACQUIRE_TIMEOUT + 1
+    silent.set()
+    server.close()
+    await server.wait_closed()
+
+
+async def test_an_exhausted_pool_is_unavailable_in_time(dsn: str) -> None:
+    async with (
+        open_database(dsn, application_name="baton test", size=1) as small,
+        small.connection(),
+    ):
+        started = time.monotonic()
+        with pytest.raises(db.Unavailable):
+            await small.value("has_user")
+        assert ACQUIRE_TIMEOUT - 0.1 < time.monotonic() - started < ACQUIRE_TIMEOUT + 1
+
+
+async def test_every_connection_has_the_limits_of_the_service(database: Database) -> None:
+    async with database.connection() as connection:
+        for name, value in {**db.SETTINGS, "application_name": "baton test"}.items():
+            assert await connection.raw.fetchval("select current_setting($1)", name) == value
+
+
+def test_no_two_queries_have_one_name_and_none_is_empty() -> None:
+    assert len(queries()) > 30
+    assert all(text.endswith(";") and text.count(";") == 1 for text in queries().values())
+
+
+# --- migrate -------------------------------------------------------------------------------
+
+
+async def test_migrating_again_changes_nothing(empty_dsn: str) -> None:
+    assert await migrate(empty_dsn) == current_version()
+    before = dump(empty_dsn)
+    assert await migrate(empty_dsn) == current_version()
+    assert dump(empty_dsn) == before
+
+
+async def test_two_that_migrate_an_empty_database_at_once_both_succeed(empty_dsn: str) -> None:
+    for _ in range(3):
+        versions = await asyncio.gather(migrate(empty_dsn), migrate(empty_dsn))
+        assert set(versions) == {current_version()}
+        async with connected(empty_dsn) as connection:
+            assert await connection.fetchval("select count(*) from sources") > 50
+            await connection.execute("drop schema public, ops cascade; create schema public")
+
+
+async def test_a_migration_works_on_top_of_procrastinate_s_schema_alone(empty_dsn: str) -> None:
+    async with connected(empty_dsn) as connection:
+        await connection.execute(SchemaManager.get_schema())
+        await connection.execute(
+            "insert into procrastinate_jobs (queue_name, task_name) values ('q', 't')"
+        )
+        await migrate(empty_dsn)
+        assert await connection.fetchval("select count(*) from procrastinate_jobs") == 1
+
+
+async def test_a_migration_keeps_rows_and_what_the_operator_changed(
+    dsn: str, sql: asyncpg.Connection
+) -> None:
+    before = dump(dsn)
+    await sql.execute(INSERT)
+    await sql.execute("update flows set credits = 9 where kind = 'handoff'")
+    await sql.execute("insert into sources (name, label) values ('ours', 'Ours')")
+    await sql.execute("create or replace function slug_of(p_name text) returns text "
+                      "language sql immutable as $$ select 'broken' $$")  # fmt: skip
+    await sql.execute("drop index events_recent; drop view project_access")
+    await migrate(dsn)
+    assert dump(dsn) == before
+    assert await sql.fetchval("select name from users") == "Ada"
+    assert await sql.fetchval("select credits from flows where kind = 'handoff'") == 9
+    assert await sql.fetchval("select label from sources where name = 'ours'") == "Ours"
+
+
+async def test_a_migration_that_fails_changes_nothing(
+    empty_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = db.schema()
+    monkeypatch.setattr(db, "schema", lambda: text + "\nselect 1/0;")
+    monkeypatch.setattr(db, "current_version", lambda: 1)
+    with pytest.raises(db.Refused):
+        await migrate(empty_dsn)
+    async with connected(empty_dsn) as connection:
+        assert await connection.fetchval("select to_regclass('procrastinate_jobs')") is None
+
+
+async def test_the_version_in_the_database_is_the_one_the_code_needs(
+    empty_dsn: str, database: Database
+) -> None:
+    assert await applied_version(database) == current_version() >= 1
+    async with open_database(empty_dsn, application_name="baton test", size=1) as empty:
+        assert await applied_version(empty) is None
+
+
+@asynccontextmanager
+async def connected(dsn: str) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(dsn)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+def dump(dsn: str) -> str:
+    """The catalog of a database as text: all that `pg_dump --schema-only` sees."""
+    text = subprocess.run(
+        [program("pg_dump"), "--schema-only", "--no-owner", "--dbname", dsn],
+        capture_output=True,
+        check=True,
+        text=True,
+    ).stdout
+    return "\n".join(sorted(line for line in text.splitlines() if "restrict" not in line))
