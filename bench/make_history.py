@@ -12,6 +12,7 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -264,12 +265,18 @@ def _commit(
     _put(writer, f"commit {ref}", f"mark :{writer.mark}")
     _put(writer, "committer {} <{}> {} +0000".format(*author, writer.when))
     _data(writer, message)
-    for number, parent in enumerate(parents):
-        _put(writer, f"{'merge' if number else 'from'} :{parent}")
+    for word, parent in zip(_words(), parents, strict=False):
+        _put(writer, f"{word} :{parent}")
     for path in sorted(paths):
         _put(writer, f"M 100644 inline {path}")
         _data(writer, f"# {path}\nREVISION = {writer.mark}\n")
     return writer.mark
+
+
+def _words() -> Iterator[str]:
+    yield "from"
+    while True:
+        yield "merge"
 
 
 def _data(writer: Writer, text: str) -> None:

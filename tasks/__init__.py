@@ -1,12 +1,14 @@
 """Baton's worker side. The life of an attempt, file by file:
 
     worker     the process: claims tickets, stops in order
-    executor   one attempt under a lease: claim, generate, then complete, fail or release
+    executor   one attempt under a lease: claim, generate, then complete, park, fail or release
+    isolated   an attempt in a process of its own, for jobs that may kill theirs
     generate   the artifact: load events -> context -> provider -> ground -> render
     context    events -> what a provider reads
     providers  who turns context into a draft; `extractive` (on `signals`) is the built-in one
     render     draft -> Markdown
     outcomes   how an attempt can end
 
-Of `app/` it sees only what both sides share: settings, db, queue, schemas.
+Of `app/` it sees only what both sides share: settings, background, connector, db, queue, sweeper,
+schemas.
 """

@@ -1,4 +1,4 @@
-"""One attempt under a lease: claim, generate, then complete, fail or release.
+"""One attempt under a lease: claim, generate, then complete, park, fail or release.
 
 It knows nothing of prompts. The one rule: every write of a running attempt carries the lease token
 of its claim, so whatever an attempt does after it has lost the job is refused by the database.
@@ -6,35 +6,27 @@ of its claim, so whatever an attempt does after it has lost the job is refused b
 
 import asyncio
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import datetime
+import random
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
-from app.db import Database, LeaseLost
-from tasks.generate import generate
-from tasks.outcomes import Failed, GenerationFailed, TimedOut
+from app.db import Database, LeaseLost, Refused, Unavailable
+from app.logs import trace
+from tasks.generate import ClaimedJob, generate
+from tasks.isolated import ChildDied, generate_isolated
+from tasks.outcomes import Failed, GenerationFailed, Retry
 from tasks.providers import Provider
 
 log = logging.getLogger("baton.worker")
 
 LEASE = 15.0  # seconds that a claim or a renewal counts
 RENEW_EVERY = 5.0  # seconds; two renewals may fail before a lease is lost
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClaimedJob:
-    """A job that this attempt owns; the field names are the columns of `claim_job`."""
-
-    id: str
-    user_id: str
-    project_id: str
-    project_name: str
-    kind: str
-    input: Mapping[str, Any]
-    attempt: int
-    lease_token: str
-    claimed_at: datetime
+KEEP_OUTCOME = 120.0  # seconds for which an outcome is kept in memory while the database is away
+KEEP_DELAY = (0.1, 2.0)  # seconds between tries to store it, first and longest
+Artifact = dict[str, Any]  # the columns of handoffs or insights that a worker fills
+ISOLATE_AFTER = 2  # lost workers, from which on a job runs in a process of its own
 
 
 class Executor:
@@ -43,38 +35,50 @@ class Executor:
     Args:
         name: who holds the leases, for people who look at the table.
         attempt_timeout: seconds for one attempt.
+        ring: tells the workers that a job waits again.
     """
 
     def __init__(
-        self, database: Database, provider: Provider, *, name: str, attempt_timeout: float
+        self,
+        database: Database,
+        provider: Provider,
+        *,
+        name: str,
+        attempt_timeout: float,
+        ring: Callable[[], None],
     ) -> None:
         self._database = database
         self._provider = provider
         self._name = name
         self._attempt_timeout = attempt_timeout
+        self._ring = ring
         self._running: dict[str, tuple[ClaimedJob, asyncio.Task[Any]]] = {}  # by lease token
+        self._renewed = time.monotonic()
 
     async def run(self, job_id: str, ticket_id: int) -> None:
         """Run one attempt for a ticket.
 
         It returns normally whatever becomes of the job; only being cancelled, which means that
         this worker has to stop or the lease is lost, is passed on.
+
+        Raises:
+            db.Unavailable: the database could not be reached to claim the job.
         """
-        job = await self._claim(job_id, ticket_id)
-        if job is None:
+        if self._cut_off():
+            raise Unavailable("The leases of this worker cannot be renewed.")
+        job = await self._claimed(job_id, ticket_id)
+        if job is None:  # another ticket won, or the job has ended: this ticket is spent
+            log.info("ticket dropped", extra={"job_id": job_id, "ticket_id": ticket_id})
             return
         current = asyncio.current_task()
         assert current
         self._running[job.lease_token] = (job, current)
         try:
-            artifact = await self._attempt(job)
-            await self._complete(job, artifact)
-        except Failed as failure:
-            await self._fail(job, failure)
+            await self._store(job, await self._attempt(job))
         except LeaseLost:
             log.warning("fenced", extra=_ids(job))
         except asyncio.CancelledError:
-            if job.lease_token in self._running:
+            if job.lease_token in self._running:  # else the lease is lost: nothing to give back
                 await asyncio.shield(self._release(job))
             raise
         finally:
@@ -84,60 +88,137 @@ class Executor:
         """Renew all leases in one statement; stop the attempts that lost theirs. Answers how many
         attempts are still ours."""
         held = [job for job, _ in self._running.values()]
-        if not held:
-            return 0
-        rows = await self._database.rows(
-            "renew_leases", [j.id for j in held], [j.lease_token for j in held], LEASE
-        )
-        still_ours = {row[0] for row in rows}
-        for job in held:
-            if job.id not in still_ours and job.lease_token in self._running:
-                _, task = self._running.pop(job.lease_token)
-                log.warning("lease lost", extra=_ids(job))
-                task.cancel()
-        return len(still_ours)
+        if held:
+            rows = await self._database.rows(
+                "renew_leases", [j.id for j in held], [j.lease_token for j in held], LEASE
+            )
+            still_ours = {row[0] for row in rows}
+            for job in held:
+                if job.id not in still_ours and job.lease_token in self._running:
+                    _, task = self._running.pop(job.lease_token)
+                    log.warning("lease lost", extra=_ids(job))
+                    task.cancel()
+        self._renewed = time.monotonic()
+        return len(self._running)
+
+    async def renew_forever(self) -> None:
+        """Keep the leases of running attempts; one failed renewal is made up by the next."""
+        while True:
+            await asyncio.sleep(RENEW_EVERY)
+            try:
+                await self.renew_once()
+            except Unavailable as error:
+                log.warning("leases not renewed", extra={"cause": str(error)})
+
+    def _cut_off(self) -> bool:
+        """Has renewing failed for so long that our leases have expired? Then a new attempt would
+        only cost a call whose result somebody else makes as well."""
+        return time.monotonic() - self._renewed > LEASE
+
+    async def _claimed(self, job_id: str, ticket_id: int) -> ClaimedJob | None:
+        """The job, if it is ours now. A claim is not left half way: its commit may be on its way
+        when we are told to stop, and then the job is given back at once."""
+        claiming = asyncio.ensure_future(self._claim(job_id, ticket_id))
+        try:
+            return await asyncio.shield(claiming)
+        except asyncio.CancelledError:
+            with suppress(Unavailable):
+                if job := await claiming:
+                    await self._release(job)
+            raise
 
     async def _claim(self, job_id: str, ticket_id: int) -> ClaimedJob | None:
         row = await self._database.row("claim_job", job_id, ticket_id, self._name, LEASE)
-        if row is None:  # another ticket won, or the job has ended: this ticket is spent
-            log.info("ticket dropped", extra={"job_id": job_id, "ticket_id": ticket_id})
+        if row is None:
             return None
         job = ClaimedJob(**row)
         log.info("claim", extra=_ids(job))
         return job
 
-    async def _attempt(self, job: ClaimedJob) -> dict[str, Any]:
-        """The artifact, or how it failed; whatever nobody foresaw fails the job and is logged."""
+    async def _attempt(
+        self, job: ClaimedJob
+    ) -> "Artifact | Retry | Failed | ChildDied | Unavailable":
+        """The artifact, or how it did not come to be; every outcome of an attempt passes here."""
         try:
             async with asyncio.timeout(self._attempt_timeout):
+                if job.crashes >= ISOLATE_AFTER:
+                    return await generate_isolated(job, self._database.dsn)
                 return await generate(self._database, self._provider, job)
-        except (Failed, LeaseLost):
-            raise
+        except (Retry, Failed, ChildDied) as outcome:
+            return outcome
         except TimeoutError:
-            raise TimedOut(
-                f"The attempt took longer than {self._attempt_timeout:.0f} s.", retryable=True
-            ) from None
+            return Retry(
+                f"The attempt took longer than {self._attempt_timeout:.0f} s.", code="timeout"
+            )
+        except Unavailable as error:
+            return error
         except Exception as error:
-            log.exception("attempt failed", extra=_ids(job))
-            raise GenerationFailed(
+            log.error("attempt failed", extra={**_ids(job), "trace": trace(error)})
+            return GenerationFailed(
                 f"The processing failed unexpectedly ({type(error).__name__}); "
                 "the worker's log has it by the job's id."
-            ) from error
+            )
 
-    async def _complete(self, job: ClaimedJob, artifact: dict[str, Any]) -> None:
-        await self._database.row("complete_job", job.id, job.lease_token, artifact)
-        log.info("complete", extra=_ids(job))
+    async def _store(
+        self, job: ClaimedJob, outcome: "Artifact | Retry | Failed | ChildDied | Unavailable"
+    ) -> None:
+        """Write the outcome, in the one transaction that ends the attempt."""
+        match outcome:
+            case Retry():
+                await self._park(job, outcome)
+            case Failed():
+                meta = {"retryable": False, "attempts": job.attempt, **outcome.meta}
+                await self._keep(job, "fail_job", outcome.code, outcome.sentence, meta)
+                log.info("fail", extra={**_ids(job), "error_code": outcome.code})
+            case ChildDied():
+                sentence = f"The process that ran the job died ({outcome}), again and again."
+                meta = {"retryable": True, "attempts": job.attempt}
+                status = await self._keep(job, "crash_job", sentence, meta)
+                log.error("crash", extra={**_ids(job), "how": str(outcome), "status": status})
+                self._ring()
+            case Unavailable():  # nobody's fault: the attempt does not count
+                await self._release(job)
+            case artifact:
+                await self._complete(job, artifact)
 
-    async def _fail(self, job: ClaimedJob, failure: Failed) -> None:
-        meta = {"attempts": job.attempt, **failure.meta}
-        await self._database.row(
-            "fail_job", job.id, job.lease_token, failure.code, failure.sentence, meta
-        )
-        log.info("fail", extra={**_ids(job), "error_code": failure.code})
+    async def _complete(self, job: ClaimedJob, artifact: Artifact) -> None:
+        try:
+            await self._keep(job, "complete_job", artifact)
+            log.info("complete", extra=_ids(job))
+        except Refused as error:  # once is enough: the next attempt would end the same way
+            log.error("artifact refused", extra={**_ids(job), "trace": trace(error)})
+            await self._store(job, GenerationFailed("The database cannot store the artifact."))
+
+    async def _park(self, job: ClaimedJob, retry: Retry) -> None:
+        delay = retry.delay(job.provider_errors + 1)
+        meta = {"retryable": True, "attempts": job.attempt, **retry.meta}
+        status = await self._keep(job, "park_job", delay, retry.code, retry.sentence, meta)
+        log.warning("park", extra={**_ids(job), "delay": round(delay, 1), "status": status})
 
     async def _release(self, job: ClaimedJob) -> None:
-        await self._database.row("release_job", job.id, job.lease_token)
-        log.info("release", extra=_ids(job))
+        with suppress(LeaseLost):  # then there is nothing to give back
+            await self._keep(job, "release_job")
+            log.info("release", extra=_ids(job))
+            self._ring()
+
+    async def _keep(self, job: ClaimedJob, name: str, *args: Any) -> Any:
+        """Call a function that ends the attempt; while the database is away, again and again.
+
+        A result costs money, and these functions may be repeated: completing or failing a job
+        again under the same token changes nothing. If another attempt has taken over meanwhile,
+        this one is fenced, which is correct and only costs the call.
+        """
+        started, delay = time.monotonic(), KEEP_DELAY[0]
+        while True:
+            try:
+                return await self._database.value(name, job.id, job.lease_token, *args)
+            except Unavailable as error:
+                if time.monotonic() - started > KEEP_OUTCOME:
+                    log.error("outcome lost", extra={**_ids(job), "cause": str(error)})
+                    raise
+                log.warning("outcome kept", extra={**_ids(job), "cause": str(error)})
+            await asyncio.sleep(delay * random.uniform(0.5, 1.5))
+            delay = min(delay * 2, KEEP_DELAY[1])
 
 
 def _ids(job: ClaimedJob) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from tasks.signals import Signal, line, words
 
 MODEL = "extractive-1"
 
+THEME_MAX = 60  # characters of one theme in a title
 KEY_CHANGES = 12  # more than a screen of bullets is a log, not a handoff
 NOTES_MAX = 20  # items of release notes; maintainers write 5 to 15
 THREAD_MAX = 3  # of them about the same issue
@@ -75,6 +76,7 @@ SIDE_FILES = (
 )
 SIDE_AREAS = frozenset(name for name, _ in SIDE_FILES)
 WRAPPERS = frozenset(("src", "lib", "packages", "apps"))  # folders that say nothing about a part
+WORDS = re.compile(r"[^\W_]+")
 VERSION = re.compile(r"v?\d{1,5}(?:\.\d{1,5}){1,3}[\w.+-]{0,20}", re.I)
 RELEASE_COMMIT = re.compile(
     r"^(?:prepare |bump |new )?(?:version|release)\b.{0,20}\d|^v?\d+(?:\.\d+)+\S{0,10}$"
@@ -107,6 +109,25 @@ TRIFLE = re.compile(
     r"colou?rs?|fonts?|tooltips?|line[- ]height|look of|comments?|variable names?)\b",
     re.I,
 )
+
+
+BREAK = re.compile(
+    r"(?:[,;:]| [-\u2013\u2014(]| (?:because|when|so that|instead of|by|for|in|to|from|if|after"
+    r"|without|at))\s"
+)
+# What a role works on, as the folders and words of its areas.
+ROLES = {
+    "frontend": "frontend web static template ui css js javascript component view style",
+    "designer": "design static css template icon ui figma style component",
+    "backend": "backend api app server db database model migration worker queue auth",
+    "devops": "deploy docker terraform infra ci ops helm kubernetes",
+    "sre": "deploy docker terraform infra ci ops helm kubernetes monitoring",
+    "qa": "test tests spec e2e",
+    "writer": "docs readme guide",
+    "data": "data etl pipeline warehouse sql analytics",
+    "mobile": "ios android mobile app",
+    "security": "auth security permission session token",
+}
 
 
 class NothingToSay(Exception):
@@ -189,7 +210,7 @@ def extract(context: Context) -> AnyDraft:
 def _handoff(reading: Reading) -> HandoffDraft:
     """What happened, what was decided, what is open: for a colleague who comes back."""
     top = [change for change in reading.changes if change.kind not in ("noise", "dependency")]
-    top = top[:KEY_CHANGES] or [change for change in reading.changes if change.kind != "noise"]
+    top = _spread(top, KEY_CHANGES) or [c for c in reading.changes if c.kind != "noise"]
     top.sort(key=lambda change: (not change.breaking, ORDER.index(change.kind)))
     key_changes = [change.statement for change in top]
     if len(key_changes) < KEY_CHANGES:
@@ -213,7 +234,7 @@ def _handoff(reading: Reading) -> HandoffDraft:
 
 
 def _title(reading: Reading, headlines: Sequence[Change], fallback: Sequence[Statement]) -> str:
-    themes = [line(change.text, 60).rstrip("\u2026.") for change in headlines[:2]]
+    themes = [_short(change.text) for change in headlines[:2]]
     if not themes:
         themes = [line(statement.text, 80) for statement in fallback[:1]]
     name = line(reading.context.project_name, 80)
@@ -223,6 +244,14 @@ def _title(reading: Reading, headlines: Sequence[Change], fallback: Sequence[Sta
         else _raised("".join(themes))
     )
     return f"{name}: {joined}" if name else joined
+
+
+def _short(text: str) -> str:
+    """A theme for a title: up to a natural break when the text is long."""
+    if len(text) <= THEME_MAX:
+        return text.rstrip(".")
+    breaks = [found.start() for found in BREAK.finditer(text[:THEME_MAX])]
+    return text[: breaks[-1]] if breaks and breaks[-1] >= THEME_MAX // 3 else line(text, THEME_MAX)
 
 
 def _summary(reading: Reading, headlines: Sequence[Change]) -> Statement:
@@ -250,7 +279,7 @@ def _themes(changes: Sequence[Change]) -> str:
 
 
 def _numbers(reading: Reading, changes: Sequence[Change]) -> str:
-    """ "12 changes by 4 people in app/auth and docs, 2 Dec to 20 Dec 2023"."""
+    """As in "12 changes by 4 people in app/auth and docs, 2 Dec to 20 Dec 2023"."""
     real = [change for change in changes if change.kind != "noise"]
     period = _period([signal.event.occurred_at for signal in reading.signals])
     if not real:
@@ -260,9 +289,8 @@ def _numbers(reading: Reading, changes: Sequence[Change]) -> str:
     areas = [name for name, _ in _areas_of(real).most_common()]
     areas = [name for name in areas if name not in SIDE_AREAS] or areas
     by = f" by {_count(len(people), 'person', 'people')}" if people else ""
-    return (
-        f"{_count(len(real), 'change')}{by}{' in ' + _listed(areas, 3) if areas else ''}, {period}"
-    )
+    where = f" {'mostly ' if len(areas) > 3 else ''}in {_listed(areas[:3], 3)}" if areas else ""
+    return f"{_count(len(real), 'change')}{by}{where}, {period}"
 
 
 def _dependency_line(reading: Reading) -> list[Statement]:
@@ -434,14 +462,18 @@ def _notable(changes: Sequence[Change]) -> list[Change]:
     told = [change for change in changes if change.breaking or change.kind not in INTERNAL]
     if not told:
         return list(changes)
-    told.sort(key=lambda change: -change.score)
+    return _spread(told, NOTES_MAX)
+
+
+def _spread(changes: Sequence[Change], most: int) -> list[Change]:
+    """The best changes, without letting one issue or the documentation take all the room."""
     kept: list[Change] = []
     counts: Counter[str] = Counter()
-    for change in told:
-        limit = DOCS_MAX if change.kind == "docs" else THREAD_MAX if change.reference else NOTES_MAX
+    for change in sorted(changes, key=lambda change: -change.score):
+        limit = DOCS_MAX if change.kind == "docs" else THREAD_MAX if change.reference else most
         thread = change.kind if change.kind == "docs" else change.reference
         counts[thread] += 1
-        if counts[thread] <= limit and len(kept) < NOTES_MAX:
+        if counts[thread] <= limit and len(kept) < most:
             kept.append(change)
     return kept
 
@@ -535,16 +567,18 @@ def _contributors(reading: Reading) -> list[str]:
 def _onboarding(reading: Reading) -> OnboardingDraft:
     """Where things happen, who to ask, what to read first."""
     options = reading.context.options
-    asked = " ".join(str(options.get(key) or "")[:300] for key in ("focusArea", "newMemberRole"))
-    focus = _focus(str(options.get("focusArea") or "")[:300])
-    role = _focus(str(options.get("newMemberRole") or "")[:300])
+    wanted, role = (str(options.get(key) or "")[:300] for key in ("focusArea", "newMemberRole"))
+    hints = " ".join(ROLES.get(word, word) for word in WORDS.findall(role.casefold()))
+    focus, fit = _focus(reading, wanted), _focus(reading, hints)
+    relevance = _focus(reading, f"{wanted} {hints}")
+    # An area that is asked for by name comes first; one that fits the role counts several times.
     ranked = _ranked_areas(
-        reading, lambda name, text: 9 * focus(f"{name} {text}") + 3 * role(f"{name} {text}")
+        reading, lambda name, text: 99 * focus(name) + 3 * focus(text) + 9 * fit(name) + fit(text)
     )
     areas = [_area(reading, name, changes) for name, changes in ranked[:LIST_MAX]]
     taken = _Seen()
-    decisions = _said(reading, "decision", LIST_MAX, taken, relevance=_focus(asked))
-    questions = _said(reading, "question", LIST_MAX, taken, relevance=_focus(asked))
+    decisions = _said(reading, "decision", LIST_MAX, taken, relevance=relevance)
+    questions = _said(reading, "question", LIST_MAX, taken, relevance=relevance)
     steps = _first_steps(reading, ranked)
     people = _key_people(reading, ranked)
     _require(areas, decisions, questions, steps)
@@ -554,10 +588,11 @@ def _onboarding(reading: Reading) -> OnboardingDraft:
     if options.get("focusArea"):
         title += f", with a focus on {line(str(options['focusArea']), 60)}"
     text = f"{_numbers(reading, reading.changes)}."
-    if areas:
-        text += f" Most of it happens in {_listed([area.name for area in areas], 3)}."
+    near = [name for name, _ in ranked[:3] if focus(name)]
+    if near:
+        text += f" For {line(wanted, 60)}, start with {_listed(near, 3)}."
     if people:
-        text += f" Ask {_listed([person.name for person in people], 3)}."
+        text += f" Ask {_listed([person.name for person in people[:3]], 3)}."
     behind = [
         signal for _, changes in ranked[:3] for change in changes for signal in change.signals
     ]
@@ -685,8 +720,9 @@ def _touched(by: Sequence[Signal]) -> str:
 def _architecture(reading: Reading) -> ArchitectureDraft:
     """The parts, what moves in them, what moves together, and what is fragile."""
     question = str(reading.context.options.get("focusQuestion") or "")[:2_000]
-    relevance = _focus(question)
-    ranked = _ranked_areas(reading, lambda name, text: 6 * relevance(f"{name} {text}"))
+    relevance = _focus(reading, question)
+    ranked = _ranked_areas(reading, lambda name, text: 20 * relevance(name) + 6 * relevance(text))
+    ranked = [entry for entry in ranked if entry[0] not in SIDE_AREAS] or ranked
     together = _together(reading)
     components = [
         _area(reading, name, changes, together.get(name, "")) for name, changes in ranked[:LIST_MAX]
@@ -722,12 +758,9 @@ def _architecture_summary(
     parts = [f"{_numbers(reading, reading.changes)}."]
     behind: list[Signal] = []
     if question:
-        relevance = _focus(question)
-        near = [
-            c
-            for c in sorted(reading.changes, key=lambda c: -relevance(c.text))
-            if relevance(c.text) > 0
-        ][:3]
+        relevance = _focus(reading, question)
+        near = sorted(reading.changes, key=lambda change: -relevance(change.text))[:3]
+        near = [change for change in near if relevance(change.text) > 0]
         asked = line(question, 120)
         if near:
             parts.insert(0, f"On \u201c{asked}\u201d: {_themes(near)}.")
@@ -975,7 +1008,7 @@ STEP_WORDS = {
 
 
 def _step(reading: Reading, signal: Signal, keys: Sequence[str]) -> tuple[str, str]:
-    """ "discussed in slack (#backend)": one step of a thread, and what makes it the same step."""
+    """One step of a thread, "discussed in slack (#backend)", and what makes it the same step."""
     source, where = signal.event.source, line(signal.event.resource or "", 80)
     date = _day(signal.event.occurred_at)
     if signal.role == "change":
@@ -1326,7 +1359,12 @@ def _attributed(reading: Reading, signal: Signal, text: str) -> Statement:
         where = line(signal.event.resource or "", 60)
         room = f"#{where}" if where and signal.event.source in ("slack", "discord") else where
         by = f"{line(name, 60)} in {room}" if name and room else line(name, 60) or room
-        text = f"{line(text, signals.LINE_MAX - len(by) - 3)} \u2014 {by}" if by else text
+    else:
+        # A sentence from a body needs the title to be understood.
+        named = "" if text == signal.text else _raised(line(signal.text, 70))
+        by = f"in \u201c{named}\u201d" if named else ""
+    if by:
+        text = f"{line(text, signals.LINE_MAX - len(by) - 3).rstrip('.')} \u2014 {by}"
     return _statement(text, [signal])
 
 
@@ -1451,20 +1489,21 @@ def _areas_of(changes: Sequence[Change]) -> Counter[str]:
 # --- Words ---------------------------------------------------------------------------------
 
 
-def _focus(asked: str) -> Callable[[str], float]:
-    """How much of what was asked a text speaks about, between 0 and 1."""
-    wanted = words(asked) - words(
-        "what how why are we the system code team new member role area parts"
-    )
+def _focus(reading: Reading, asked: str) -> Callable[[str], float]:
+    """How much of what was asked a text speaks about, between 0 and 1; rare words weigh more."""
+    wanted = words(asked) - ASKING
+    common = Counter(word for change in reading.changes for word in words(change.text) & wanted)
+    weights = {word: 1 / (1 + common[word]) for word in wanted}
+    total = sum(weights[word] for word in sorted(wanted))
 
     def relevance(text: str) -> float:
-        return (
-            len(wanted & words(text.replace("/", " ").replace("_", " "))) / len(wanted)
-            if wanted
-            else 0.0
-        )
+        found = wanted & words(text.replace("/", " ").replace("_", " "))
+        return sum(weights[word] for word in sorted(found)) / total if found else 0.0
 
     return relevance
+
+
+ASKING = words("what how why does do system code team new member role area parts happens work")
 
 
 def _require(*parts: Sequence[object]) -> None:
@@ -1494,7 +1533,7 @@ def _count(number: int, one: str, many: str = "") -> str:
 
 
 def _listed(names: Sequence[str], most: int) -> str:
-    """ "a, b and c", or "a, b and 3 more"."""
+    """As in "a, b and c", or "a, b and 3 more"."""
     shown = list(names[:most])
     if len(names) > most:
         shown.append(f"{len(names) - most} more")

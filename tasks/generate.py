@@ -4,10 +4,11 @@ It knows nothing of leases. The one rule: what it returns can be traced; a state
 are not in the context is dropped before anybody sees it.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Protocol
+from typing import Any
 
 from app.db import Database
 from app.schemas import AnyDraft, HandoffDraft, rfc3339
@@ -24,20 +25,29 @@ HANDOFF_EVENTS = 500
 NOTES_LOOKBACK = timedelta(days=30)
 NOTES_EVENTS = 1_000
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")  # all but tab and line feed
 
-class Job(Protocol):
-    """What is needed of a claimed job; the executor's row has it."""
 
-    @property
-    def project_id(self) -> str: ...
-    @property
-    def project_name(self) -> str: ...
-    @property
-    def kind(self) -> str: ...
-    @property
-    def input(self) -> Mapping[str, Any]: ...
-    @property
-    def claimed_at(self) -> datetime: ...
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimedJob:
+    """A job that an attempt owns; the field names are the columns of the query `claim_job`."""
+
+    id: str
+    user_id: str
+    project_id: str
+    project_name: str
+    kind: str
+    input: Mapping[str, Any]
+    attempt: int
+    crashes: int
+    provider_errors: int
+    lease_token: str
+    claimed_at: datetime
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "ClaimedJob":
+        """The job as another process wrote it."""
+        return cls(**{**fields, "claimed_at": datetime.fromisoformat(fields["claimed_at"])})
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +62,7 @@ class Scope:
     limit: int
 
 
-async def generate(database: Database, provider: Provider, job: Job) -> dict[str, Any]:
+async def generate(database: Database, provider: Provider, job: ClaimedJob) -> dict[str, Any]:
     """Make the artifact of a job: the columns of `handoffs` or `insights` that a worker fills.
 
     Raises:
@@ -86,7 +96,7 @@ async def generate(database: Database, provider: Provider, job: Job) -> dict[str
     }
 
 
-async def find_scope(database: Database, job: Job) -> Scope:
+async def find_scope(database: Database, job: ClaimedJob) -> Scope:
     """The sources, filters and period that the job's request stands for."""
     asked = job.input
     options: Mapping[str, Any] = asked["options"]
@@ -115,7 +125,7 @@ async def find_scope(database: Database, job: Job) -> Scope:
     )
 
 
-async def load_events(database: Database, job: Job, scope: Scope) -> list[Event]:
+async def load_events(database: Database, job: ClaimedJob, scope: Scope) -> list[Event]:
     """The events in scope, newest first; one more than the limit shows that there are more.
 
     Raises:
@@ -149,14 +159,17 @@ def ground(draft: AnyDraft, context: Context) -> AnyDraft:
         NoResult: nothing is left.
     """
     known = {id for event in context.events for id in event.ids}
-    grounded = _grounded(draft.model_dump(), known)
+    grounded = _grounded(draft.model_dump(), known)  # also without what PostgreSQL cannot hold
     if not any(_event_ids(part) for name, part in grounded.items() if name != "summary"):
         raise NoResult("Nothing in the provider's answer could be traced to an event.")
     return type(draft).model_validate(grounded)
 
 
 def _grounded(value: Any, known: set[str]) -> Any:
-    """The value with its unknown event ids removed, and what is left without any dropped."""
+    """The value with its unknown event ids removed, what is left without any dropped, and its
+    texts without control characters: a NUL could not be stored, and a paid result would be lost."""
+    if isinstance(value, str):
+        return _CONTROL.sub("", value)
     if isinstance(value, list):
         kept = (_grounded(item, known) for item in value)
         return [
@@ -206,7 +219,7 @@ def _content(kind: str, draft: AnyDraft, context: Context) -> dict[str, Any]:
 
 
 async def _release_period(
-    database: Database, job: Job, until: datetime
+    database: Database, job: ClaimedJob, until: datetime
 ) -> tuple[datetime, datetime]:
     """From the last release to now; when nothing came after it, the last release itself."""
     repo = job.input["options"].get("repo")

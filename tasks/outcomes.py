@@ -1,20 +1,62 @@
-"""How an attempt can end, other than well.
+"""How an attempt can end, other than well, and how long to wait before the next one.
 
     Outcome
+    ├── Retry              may pass: the job is parked and tried again, five times at most
     └── Failed             the job fails for good; nothing is charged
         ├── NoResult            no_result: nothing in scope, or nothing usable came back
-        ├── GenerationFailed    generation_failed: the provider or the processing failed
-        └── TimedOut            timeout: the attempt took longer than it may
+        └── GenerationFailed    generation_failed: the provider or the processing failed
 
 Being fenced (`db.LeaseLost`) and being cancelled (`asyncio.CancelledError`) are no outcomes of the
 job: somebody else decides about it.
 """
 
-from typing import Any
+import random
+from typing import Any, Literal
+
+RetryCode = Literal["generation_failed", "timeout"]
+FailedCode = Literal["generation_failed", "no_result"]
+
+# Seconds before attempt n + 1: 2, 4, 8, 16, each between half and one and a half of it, so that
+# jobs that failed together do not come back together; the sum stays inside a client's patience.
+BACKOFF_BASE = 2.0
+BACKOFF_LONGEST = 60.0
+RETRY_AFTER_LONGEST = 3600.0  # seconds; what a provider may ask for at most
 
 
 class Outcome(Exception):
     """Raised inside an attempt, turned into the job's status by the executor only."""
+
+
+class Retry(Outcome):
+    """The provider failed in a way that may pass.
+
+    Args:
+        sentence: for a person; it becomes the job's `error` if this was the last try.
+        code: the job's `error_code` in that case.
+        after: seconds that the provider asked to wait, if it did.
+        meta: for a program; it becomes the job's `error_meta`.
+    """
+
+    def __init__(
+        self,
+        sentence: str,
+        *,
+        code: RetryCode = "generation_failed",
+        after: float | None = None,
+        meta: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(sentence)
+        self.sentence = sentence
+        self.code = code
+        self.after = after
+        self.meta = meta or {}
+
+    def delay(self, failures: int) -> float:
+        """Seconds to wait after that many provider errors, counted from 1: jittered back-off, and
+        never less than the provider asked for."""
+        backoff = min(BACKOFF_BASE * 2.0 ** (failures - 1), BACKOFF_LONGEST)
+        jittered = backoff * random.uniform(0.5, 1.5)
+        return max(jittered, min(self.after or 0.0, RETRY_AFTER_LONGEST))
 
 
 class Failed(Outcome):
@@ -25,7 +67,7 @@ class Failed(Outcome):
         meta: for a program; it becomes the job's `error_meta`.
     """
 
-    code = "generation_failed"
+    code: FailedCode = "generation_failed"
 
     def __init__(self, sentence: str, **meta: Any) -> None:
         super().__init__(sentence)
@@ -43,7 +85,19 @@ class GenerationFailed(Failed):
     """The provider or the processing failed."""
 
 
-class TimedOut(Failed):
-    """The attempt took longer than `BATON_ATTEMPT_TIMEOUT`."""
+def to_json(outcome: "Retry | Failed") -> dict[str, Any]:
+    """An outcome for the way between two processes; see `from_json`."""
+    fields = {"sentence": outcome.sentence, "code": outcome.code, "meta": outcome.meta}
+    if isinstance(outcome, Retry):
+        return {**fields, "retry": True, "after": outcome.after}
+    return {**fields, "retry": False}
 
-    code = "timeout"
+
+def from_json(fields: dict[str, Any]) -> "Retry | Failed":
+    """The outcome that `to_json` wrote."""
+    if fields["retry"]:
+        return Retry(
+            fields["sentence"], code=fields["code"], after=fields["after"], meta=fields["meta"]
+        )
+    kind = NoResult if fields["code"] == NoResult.code else GenerationFailed
+    return kind(fields["sentence"], **fields["meta"])

@@ -5,11 +5,12 @@ deterministic, offline and free.
 """
 
 import asyncio
+import importlib
 from dataclasses import dataclass
 from typing import Protocol
 
 from app.schemas import AnyDraft
-from app.settings import Settings
+from app.settings import ConfigurationError, Settings
 from tasks.context import Context
 from tasks.extractive import MODEL, NothingToSay, extract
 from tasks.outcomes import NoResult
@@ -52,6 +53,16 @@ class Extractive:
 
 
 def make_provider(settings: Settings) -> Provider:
-    """The provider that the settings name."""
-    assert settings.provider == "extractive", "settings allow no other"
-    return Extractive()
+    """The provider that the settings name.
+
+    Raises:
+        app.settings.ConfigurationError: a provider of the operator's own that cannot be made.
+    """
+    if settings.provider == "extractive":
+        return Extractive()
+    module, _, factory = settings.provider.partition(":")
+    try:
+        made: Provider = getattr(importlib.import_module(module), factory)()
+    except (ImportError, AttributeError, TypeError) as error:
+        raise ConfigurationError(f"BATON_PROVIDER: {settings.provider}: {error}") from error
+    return made

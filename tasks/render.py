@@ -94,11 +94,12 @@ def escaped(text: str) -> str:
     text = " ".join(CONTROLS.sub(" ", text).split())
     pieces = CODE.split(text)
     plain = "".join(piece if at % 2 else _plain(piece) for at, piece in enumerate(pieces))
-    return LEADING.sub(lambda found: f"{_backslash(found[0])}", plain)
+    return LEADING.sub(lambda found: _backslash(found[0]), plain)
 
 
 def _backslash(start: str) -> str:
-    return f"\\{start}" if not start[0].isdigit() else f"{start}\u2060"
+    """`#` becomes `\\#`; of `1.` the full stop is escaped."""
+    return f"{start}\\" if start.isdigit() else f"\\{start}"
 
 
 def _plain(text: str) -> str:
@@ -196,7 +197,7 @@ def _safe_url(url: str | None) -> str:
 
 
 def _footer(events: Iterable[Event]) -> str:
-    """ "2 to 20 Dec 2023, 38 events from github, slack"."""
+    """As in "2 to 20 Dec 2023, 38 events from github, slack"."""
     distinct = {event.id: event for event in events}
     moments = sorted(event.occurred_at for event in distinct.values())
     first, last = moments[0], moments[-1]

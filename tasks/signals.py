@@ -231,7 +231,7 @@ CUES = [
         r"|are) going with|"
         r"we(?:'re| are|'ll| will)? (?:go|going) with|let's go with|settled on"
         r"|opted (?:to|for)|"
-        r"we chose|chosen approach|final call|approved:)\b|^going with\b",
+        r"we chose|chosen approach|final call|approved:)(?:\b|(?<=:))|^going with\b",
     ),
     (
         "decision",
@@ -250,7 +250,7 @@ CUES = [
         r"still (?:missing|to do|open)|remaining (?:work|tasks?|steps?|items?)"
         r"|remains to be|remaining:|"
         r"left to do|needs? to be (?:done|finished|reviewed|deployed|migrated)|"
-        r"blocked (?:by|on)|waiting (?:for|on) (?:review|the|a|\w+ to))\b|^(?:todo|next"
+        r"blocked (?:by|on)|waiting (?:for|on) (?:review|the|a|\w+ to))(?:\b|(?<=:))|^(?:todo|next"
         r"|follow[- ]?up|remaining)\b:?",
     ),
     (
@@ -305,6 +305,9 @@ STEMS = (
     "launched", "finished", "completed", "released", "merged", "live", "is done", "are done",
     "fixed",
 )  # fmt: skip
+HEDGE = re.compile(
+    r"\b(?:perhaps|maybe|might|could|would|if (?:we|they|you)|not decided|undecided)\b", re.I
+)
 SMALL_TALK = re.compile(
     r"^(?:lol|lmao|haha\w{0,6}|\+1|-1|thanks?(?: you)?|thx|ty|ok(?:ay)?|cool|nice|great|yes|yep"
     r"|no|nope|"
@@ -506,7 +509,7 @@ def strings(value: object) -> list[str]:
 
 WORD = re.compile(r"[^\W_]{2,40}(?:[._][^\W_]{1,40}){0,4}")
 STOP_WORDS = _set(
-    "the and for with from into that this when was were are is be to of in on by as at an or it its "
+    "the and for with from into that this when was were are is be to of in on by as at an or it "
     "if so we our you your has have had can now also only more use uses used using via per all any "
     "after before than then there their them they will would should which while where"
 )
@@ -899,6 +902,8 @@ def _judge(raw: str, role: str, found: dict[str, Sentence], *, title: bool) -> N
                 continue
             if label == "risk" and role == "change" and title:
                 continue  # "Fix a race condition" is a fix, not a risk
+            if label == "decision" and HEDGE.search(text):
+                continue
             best = (strength, label)
     if question:
         best = _question(text, role)

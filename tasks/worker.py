@@ -1,69 +1,187 @@
 """The worker process: Procrastinate takes tickets, the executor runs their jobs.
 
-It hides Procrastinate's worker. The one rule: a ticket ends in the transaction that ends its job,
-so the worker itself never decides about one that is still owed.
+It hides Procrastinate's worker and what has to be different about it. The one rule: a ticket ends
+in the transaction that ends its job, so the worker itself never decides about one that is owed.
+
+Procrastinate's version is pinned to what is overridden here; the tests of this file are the gate
+for raising it.
 """
 
 import asyncio
-import contextlib
 import logging
 import os
 import platform
+from contextlib import AsyncExitStack
 from typing import Any
 
-from procrastinate import JobContext, jobs
+from procrastinate import JobContext, exceptions, jobs, utils
 from procrastinate.worker import Worker
 
+from app.background import background, watch_loop
+from app.connector import AsyncpgConnector
 from app.db import Database, Unavailable, open_database
-from app.queue import GENERATE, QUEUE, make_queue
+from app.queue import GENERATE, QUEUE, Bell, hung_bell, make_queue
 from app.settings import Settings
-from tasks.executor import RENEW_EVERY, Executor
+from app.sweeper import Sweeper
+from tasks.executor import Executor
 from tasks.providers import Provider, make_provider
 
 log = logging.getLogger("baton.worker")
 
 POOL_SIZE = 6  # connections; an attempt holds one only while it reads or writes
 POLL_EVERY = 1.0  # seconds between looks for tickets; a notification is usually faster
+BEAT_EVERY = 5.0  # seconds; six may fail before a worker is taken for dead (app/sweeper.py)
+AUDIT_EVERY = 15.0  # seconds between comparing the tickets in the table with those in hand
 GRACE = 30.0  # seconds that running attempts get to finish when the worker is told to stop
-RETURN_AFTER = 5.0  # seconds until a ticket whose attempt broke is tried again
+RETURN_AFTER = 2.0  # seconds until a ticket whose job could not be claimed is tried again
+OUTAGE = 600.0  # seconds of an outage that a worker waits out; a supervisor may do better then
+UNREGISTER = 5.0  # seconds; a row left behind is pruned by the sweepers
+
+BROKEN_EXIT = 1  # start me again; 0: was told to stop; 2: the configuration is wrong
+
+
+class WorkerBroken(Exception):
+    """The worker stopped without being told to."""
+
+
+class _Wake(asyncio.Event):
+    """Keeps a notification that arrives during a fetch.
+
+    Procrastinate clears its event after the fetch, so a ticket that is announced while an empty
+    fetch is on its way would wait for the next poll. Here `clear` forgets only what had been
+    announced before the fetch began.
+    """
+
+    announced = 0
+    seen = 0
+
+    def set(self) -> None:
+        """A ticket was announced."""
+        self.announced += 1
+        super().set()
+
+    def clear(self) -> None:
+        """A fetch that began at `seen` has ended."""
+        if self.announced == self.seen:
+            super().clear()
 
 
 class TicketWorker(Worker):
-    """Procrastinate's worker, except for how a ticket ends.
+    """Procrastinate's worker, except where it would lose something.
 
-    Stock Procrastinate writes the end of a ticket in a statement of its own, after the fact, and
-    unfenced. Here the executor has already ended it together with the job.
+    - A ticket's end is not written after the fact and unfenced; the executor has ended it.
+    - No wake-up is lost (`_Wake`).
+    - The heart beats until the last attempt has drained, survives a failed beat, and stops the
+      worker when its row is gone: others have taken it for dead and run its jobs.
+    - A side task that dies stops the worker; upstream only watches until the first one has ended.
+    - Tickets that the table gives to this worker, but that it does not have, are given back.
     """
 
-    def __init__(self, database: Database, **options: Any) -> None:
+    def __init__(self, database: Database, connector: AsyncpgConnector, **options: Any) -> None:
         super().__init__(**options)
         self._database = database
+        self._connector = connector
+        self._new_job_event = self._wake = _Wake()
+        self.stopping = False
+        self.broken: str | None = None  # why the worker stopped by itself
+
+    def stop(self) -> None:
+        """Take no more tickets, drain, and end."""
+        self.stopping = True
+        self._connector.stop_retrying()
+        super().stop()  # type: ignore[no-untyped-call]  # unannotated upstream
+
+    def _break(self, reason: str) -> None:
+        log.critical("worker broken", extra={"reason": reason})
+        self.broken = self.broken or reason
+        self.stop()
+
+    async def _fetch_and_process_jobs(self) -> None:
+        # Everything announced up to here is covered by the fetches that follow; upstream clears
+        # the event after each of them.
+        self._wake.seen = self._wake.announced
+        await super()._fetch_and_process_jobs()  # type: ignore[no-untyped-call]
 
     async def _persist_job_status(
         self, job: jobs.Job, status: jobs.Status, *_: Any, **__: Any
     ) -> None:
         assert job.id is not None
-        if status is jobs.Status.FAILED:
-            await self._database.value("return_ticket", job.id, self.worker_id, RETURN_AFTER)
-        else:
-            await self._database.value("end_ticket", job.id, self.worker_id)
+        try:
+            if status is jobs.Status.FAILED:
+                await self._database.value("return_ticket", job.id, self.worker_id, RETURN_AFTER)
+            else:
+                await self._database.value("end_ticket", job.id, self.worker_id)
+        except Unavailable as error:  # the audit or the sweepers find it
+            log.warning("ticket left", extra={"ticket_id": job.id, "cause": str(error)})
         self._job_ids_to_abort.pop(job.id, None)
 
+    def _start_side_tasks(self) -> list[asyncio.Task[Any]]:
+        side_tasks = super()._start_side_tasks()
+        # Baton has no periodic task of Procrastinate's, and its deferrer would end at once.
+        ended = next(task for task in side_tasks if task.get_name() == "deferrer")
+        ended.cancel()
+        side_tasks.remove(ended)
+        side_tasks.append(asyncio.create_task(self._audit(), name="audit"))
+        return side_tasks
+
     async def _monitor_side_tasks(self, side_tasks: list[asyncio.Task[Any]]) -> None:
-        """Stop when a side task dies. Stock Procrastinate watches until the first one has ended,
-        and the deferrer of periodic tasks ends at once where there are none."""
-        waiting = set(side_tasks)
-        while waiting:
-            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                if not task.cancelled() and (error := task.exception()):
-                    log.error("side task died", extra={"task": task.get_name()}, exc_info=error)
-                    self.stop()  # type: ignore[no-untyped-call]  # unannotated upstream
-                    return
+        done, _ = await asyncio.wait(side_tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            if not task.cancelled():
+                self._break(f"{task.get_name()} ended: {task.exception()!r}")
+
+    async def _update_heartbeat(self) -> None:
+        while True:
+            await asyncio.sleep(BEAT_EVERY)
+            try:
+                alive = await self._database.value("beat", self.worker_id)
+            except Unavailable as error:
+                log.warning("heartbeat failed", extra={"cause": str(error)})
+                continue
+            if alive is None:
+                self._break("its row is gone; others have taken it for dead")
+                return
+
+    async def _audit(self) -> None:
+        """A claim whose answer got lost leaves a ticket that is ours in the table only."""
+        suspects: set[int] = set()
+        while True:
+            await asyncio.sleep(AUDIT_EVERY)
+            try:
+                suspects = await self.audit_once(suspects)
+            except Unavailable as error:
+                log.warning("audit failed", extra={"cause": str(error)})
+
+    async def audit_once(self, suspects: set[int]) -> set[int]:
+        """Give back the tickets that were unknown last time and still are; answers the unknown."""
+        held = [context.job.id for context in self._running_jobs.values()]
+        rows = await self._database.rows("unknown_tickets", self.worker_id, held)
+        unknown = {row[0] for row in rows}
+        for ticket_id in unknown & suspects:
+            log.warning("ticket unknown", extra={"ticket_id": ticket_id})
+            await self._database.value("return_ticket", ticket_id, self.worker_id, 0.0)
+        return unknown
+
+    async def _shutdown(self, side_tasks: list[asyncio.Task[Any]]) -> None:
+        beating = [task for task in side_tasks if task.get_name() == "update_heartbeats"]
+        await utils.cancel_and_capture_errors([t for t in side_tasks if t not in beating])
+        try:
+            async with asyncio.timeout(GRACE + UNREGISTER):
+                await super()._shutdown(side_tasks=[])
+        except (exceptions.ConnectorException, TimeoutError) as error:
+            log.warning("worker not unregistered", extra={"cause": repr(error)})
+        finally:
+            await utils.cancel_and_capture_errors(beating)
 
 
 def make_worker(
-    database: Database, provider: Provider, *, concurrency: int, attempt_timeout: float
+    database: Database,
+    provider: Provider,
+    bell: Bell,
+    *,
+    concurrency: int,
+    attempt_timeout: float,
+    retry_for: float = OUTAGE,
 ) -> tuple[TicketWorker, Executor]:
     """A worker over a pool, not yet running, and the executor that it gives tickets to."""
     executor = Executor(
@@ -71,16 +189,19 @@ def make_worker(
         provider,
         name=f"{platform.node()}:{os.getpid()}",
         attempt_timeout=attempt_timeout,
+        ring=bell.ring,
     )
-    queue = make_queue(database)
+    queue = make_queue(database, retry_for=retry_for)
 
     @queue.task(name=GENERATE, queue=QUEUE, pass_context=True)
     async def generate(context: JobContext, job_id: str) -> None:
         assert context.job.id is not None
         await executor.run(job_id, context.job.id)
 
+    assert isinstance(queue.connector, AsyncpgConnector)
     worker = TicketWorker(
         database,
+        queue.connector,
         app=queue,
         queues=[QUEUE],
         concurrency=concurrency,
@@ -92,38 +213,35 @@ def make_worker(
 
 
 async def run_worker(settings: Settings) -> None:
-    """Work until SIGTERM or SIGINT, then let running attempts finish within `GRACE`.
+    """Work until SIGTERM or SIGINT, then let running attempts finish within `GRACE` and give the
+    rest back. A second signal ends the process at once; the sweepers bring its jobs back.
 
     Raises:
-        Unavailable, procrastinate.exceptions.ConnectorException: the database is away.
+        WorkerBroken: the worker stopped for another reason and should be started again.
     """
     assert settings.database_url
     provider = make_provider(settings)
-    async with open_database(
-        settings.database_url, application_name="baton worker", size=POOL_SIZE
-    ) as database:
+    async with AsyncExitStack() as stack:
+        database = await stack.enter_async_context(
+            open_database(settings.database_url, application_name="baton worker", size=POOL_SIZE)
+        )
+        bell = await stack.enter_async_context(hung_bell(database))
         worker, executor = make_worker(
             database,
             provider,
+            bell,
             concurrency=settings.concurrency,
             attempt_timeout=settings.attempt_timeout,
         )
-        renewing = asyncio.create_task(renew_forever(executor))
+        await stack.enter_async_context(background(Sweeper(database, bell).run()))
+        await stack.enter_async_context(background(executor.renew_forever()))
+        await stack.enter_async_context(background(watch_loop()))
+        log.info("start", extra={"concurrency": settings.concurrency})
         try:
-            log.info("start", extra={"concurrency": settings.concurrency})
             await worker.run()  # type: ignore[no-untyped-call]  # unannotated upstream
-        finally:
-            renewing.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await renewing
-            log.info("stop")
-
-
-async def renew_forever(executor: Executor) -> None:
-    """Keep the leases of running attempts; one failed renewal is made up by the next."""
-    while True:
-        await asyncio.sleep(RENEW_EVERY)
-        try:
-            await executor.renew_once()
-        except Unavailable as error:
-            log.warning("leases not renewed", extra={"cause": str(error)})
+        except exceptions.ConnectorException as error:
+            if not worker.stopping:
+                raise WorkerBroken(f"the database is away: {error.__cause__!r}") from error
+        log.info("stop")
+    if worker.broken:
+        raise WorkerBroken(worker.broken)

@@ -24,6 +24,7 @@ import uvicorn
 from app.db import Database, migrate, open_database
 from app.embedded import EmbeddedPostgres
 from app.main import create_app
+from app.queue import Bell, hung_bell
 from app.settings import Settings
 from tasks.executor import Executor
 from tasks.providers import Extractive, Provider
@@ -201,12 +202,19 @@ Workers = Callable[..., tuple[TicketWorker, Executor]]
 
 
 @pytest.fixture
-def worker(database: Database) -> Workers:
+async def bell(database: Database) -> AsyncIterator[Bell]:
+    """Announces tickets on the test's database."""
+    async with hung_bell(database) as bell:
+        yield bell
+
+
+@pytest.fixture
+def worker(database: Database, bell: Bell) -> Workers:
     """Makes a worker that is not running yet, on the test's database."""
 
     def make(provider: Provider | None = None, **options: Any) -> tuple[TicketWorker, Executor]:
-        made = {"concurrency": 10, "attempt_timeout": 30.0, **options}
-        worker, executor = make_worker(database, provider or Extractive(), **made)
+        made = {"concurrency": 10, "attempt_timeout": 30.0, "retry_for": 0.0, **options}
+        worker, executor = make_worker(database, provider or Extractive(), bell, **made)
         worker.install_signal_handlers = False
         return worker, executor
 
