@@ -6,13 +6,14 @@ with back-off; a child whose parent dies stops by itself, so that nothing is lef
 
 import asyncio
 import logging
-import os
 import signal
 import sys
-import threading
 import time
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Coroutine
+from contextlib import suppress
+from typing import Any
+
+from app.background import child_environment
 
 log = logging.getLogger("baton.run")
 
@@ -21,20 +22,19 @@ BACKOFF = (1.0, 30.0)  # seconds before a child is started again: first and long
 STEADY = 60.0  # seconds of life after which a child's next death starts from the first back-off
 DRAIN = 45.0  # seconds that children get to stop; the worker's own grace is shorter
 CONFIGURATION_EXIT = 2  # a fault that no restart can mend
-PARENT = "BATON_PARENT_PID"
 
 
-async def supervise(env: Mapping[str, str]) -> int:
-    """Run the children until SIGTERM or SIGINT; answer the exit code.
+async def supervise(dsn: str) -> int:
+    """Run the children until SIGTERM or SIGINT; a second one kills them. Answer the exit code.
 
     Args:
-        env: the environment of the children, with `DATABASE_URL`.
+        dsn: the database of the children.
     """
-    stop = asyncio.Event()
+    stop, hurry = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, stop.set)
-    keepers = [asyncio.create_task(_keep_running(name, env, stop)) for name in COMMANDS]
+        loop.add_signal_handler(signum, lambda: (hurry if stop.is_set() else stop).set())
+    keepers = [asyncio.create_task(_keep_running(name, dsn, stop, hurry)) for name in COMMANDS]
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait([stopping, *keepers], return_when=asyncio.FIRST_COMPLETED)
     stop.set()
@@ -43,13 +43,13 @@ async def supervise(env: Mapping[str, str]) -> int:
     return max(codes)
 
 
-async def _keep_running(name: str, env: Mapping[str, str], stop: asyncio.Event) -> int:
+async def _keep_running(name: str, dsn: str, stop: asyncio.Event, hurry: asyncio.Event) -> int:
     """Run one child again and again until `stop`; answer 0, or a code that ends everything."""
     delay = BACKOFF[0]
     while True:
         started = time.monotonic()
-        child = await _start(name, env)
-        code = await _until_exit(child, stop)
+        child = await _start(name, dsn)
+        code = await _until_exit(child, stop, hurry)
         if stop.is_set():
             return 0
         if code == CONFIGURATION_EXIT:
@@ -65,48 +65,41 @@ async def _keep_running(name: str, env: Mapping[str, str], stop: asyncio.Event) 
             delay = min(delay * 2, BACKOFF[1])
 
 
-async def _start(name: str, env: Mapping[str, str]) -> asyncio.subprocess.Process:
+async def _start(name: str, dsn: str) -> asyncio.subprocess.Process:
     """Start one child, in a session of its own: a Ctrl-C reaches the parent alone, which then
     stops both in order."""
-    # -P and this path: a directory `app` where the user happens to be must not be imported.
-    here = str(Path(__file__).parent.parent)
-    path = os.pathsep.join(filter(None, (here, env.get("PYTHONPATH"))))
     return await asyncio.create_subprocess_exec(
         sys.executable,
-        "-P",
+        "-P",  # a directory `app` where the user happens to be must not be imported
         "-m",
         "app",
         name,
-        env={**env, "PYTHONPATH": path, PARENT: str(os.getpid())},
+        env=child_environment(DATABASE_URL=dsn),
         stdin=asyncio.subprocess.DEVNULL,
         start_new_session=True,
     )
 
 
-async def _until_exit(child: asyncio.subprocess.Process, stop: asyncio.Event) -> int:
+async def _until_exit(
+    child: asyncio.subprocess.Process, stop: asyncio.Event, hurry: asyncio.Event
+) -> int:
+    """Wait for the child, telling it to stop when we are told, and killing it when it dawdles."""
     exited = asyncio.create_task(child.wait())
-    stopped = asyncio.create_task(stop.wait())
-    await asyncio.wait([exited, stopped], return_when=asyncio.FIRST_COMPLETED)
-    stopped.cancel()
+    await _first(exited, stop.wait())
     if not exited.done():
         child.terminate()
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(DRAIN):
-                await asyncio.shield(exited)
-        except TimeoutError:
-            child.kill()
+                await _first(exited, hurry.wait())
+    if not exited.done():
+        child.kill()
     return await exited
 
 
-def stop_with_parent() -> None:
-    """In a child: stop as if by SIGTERM when the parent that is named in the environment dies."""
-    parent = os.environ.get(PARENT)
-    if parent is None:
-        return
-
-    def watch() -> None:
-        while os.getppid() == int(parent):
-            time.sleep(1)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, daemon=True).start()
+async def _first(exited: "asyncio.Task[int]", order: Coroutine[Any, Any, object]) -> None:
+    """Wait until the child has exited or the order has come."""
+    ordered = asyncio.create_task(order)
+    try:
+        await asyncio.wait([exited, ordered], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        ordered.cancel()

@@ -6,15 +6,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-ORDER = """
-app.logs app.settings app.connector app.embedded app.schemas app.history app.db app.queue
-app.errors app.wire app.auth app.events app.jobs app.resources app.openapi app.main
-app.client app.supervisor
+LISTED = """
+app.logs app.settings app.background app.connector app.embedded app.schemas app.history app.db
+app.queue app.sweeper app.errors app.wire app.auth app.events app.jobs app.resources app.openapi
+app.main
+app.client app.supervisor app.terminal app.operator app.demo
 tasks.outcomes tasks.context tasks.signals tasks.extractive tasks.providers tasks.render
-tasks.generate tasks.executor tasks.worker
+tasks.generate tasks.isolated tasks.executor tasks.worker
 app.__main__
-""".split()
-SHARED = {"app.settings", "app.db", "app.queue", "app.schemas"}  # all that tasks/ may see of app/
+"""
+ORDER = LISTED.split()
+SHARED = {  # all that tasks/ may see of app/
+    "app.logs",
+    "app.settings",
+    "app.background",
+    "app.connector",
+    "app.db",
+    "app.queue",
+    "app.sweeper",
+    "app.schemas",
+}
 SIBLINGS = {"app.events", "app.jobs", "app.resources"}  # never each other
 SQL = re.compile(
     r"\s*(select\s.+\sfrom|insert\s+into|update\s+\w+\s+set|delete\s+from|with\s+\w+\s+as)\s",
@@ -77,11 +88,11 @@ def test_sql_lives_in_sql_files() -> None:
     ] == []
 
 
-def test_only_settings_and_the_composition_root_read_the_environment() -> None:
+def test_configuration_is_read_in_settings_only() -> None:
+    # The others hand an environment to a child process, or are handed one as a child.
     assert {name for name, text in FILES.items() if "os.environ" in text} <= {
         "app.settings",
-        "app.supervisor",
+        "app.background",
         "app.embedded",
         "app.history",
-        "app.__main__",
     }

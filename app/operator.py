@@ -1,0 +1,221 @@
+"""What an operator does from the command line: keys, projects, imports, psql, doctor.
+
+Everything here is also a function or a view of the schema `ops`; the commands only save typing.
+"""
+
+import asyncio
+import os
+import sys
+from itertools import islice
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from app.db import Database, applied_version, current_version
+from app.embedded import EmbeddedUnavailable, program
+from app.events import store
+from app.history import NotARepository, open_history, read_events
+from app.settings import Settings
+from app.terminal import Fault, dsn, find_project, find_user, with_pool
+
+BATCH = 1_000  # events that an import stores in one transaction
+WORKER_FRESH = 30.0  # seconds without a heartbeat; a worker beats every 5
+
+
+@click.group()
+def key() -> None:
+    """API keys."""
+
+
+@key.command("create")
+@click.option("--user", "email", required=True, metavar="EMAIL")
+@click.option("--label", default="", help="What the key is for.")
+@click.pass_obj
+def key_create(settings: Settings, email: str, label: str) -> None:
+    """Make a key and print it, this once."""
+
+    async def create(database: Database) -> str:
+        user_id = await find_user(database, email)
+        return str(await database.value("create_api_key", user_id, label))
+
+    click.echo(with_pool(settings, create))
+
+
+@key.command("list")
+@click.pass_obj
+def key_list(settings: Settings) -> None:
+    """List the keys by their prefix."""
+
+    async def rows(database: Database) -> list[Any]:
+        return await database.rows("all_keys")
+
+    for row in with_pool(settings, rows):
+        state = "revoked" if row["revoked_at"] else "live"
+        click.echo(
+            f"{row['prefix']}  {state:<7}  {row['created_at']:%Y-%m-%d}  {row['email']}"
+            f"  {row['label']}".rstrip()
+        )
+
+
+@key.command("revoke")
+@click.argument("prefix")
+@click.pass_obj
+def key_revoke(settings: Settings, prefix: str) -> None:
+    """Revoke the key that begins with PREFIX (11 characters)."""
+
+    async def revoke(database: Database) -> bool:
+        return bool(await database.value("revoke_api_key", prefix))
+
+    if not with_pool(settings, revoke):
+        raise Fault(f"There is no live key that begins with {prefix[:11]}.")
+    click.echo("Revoked.")
+
+
+@click.group()
+def project() -> None:
+    """Projects."""
+
+
+@project.command("create")
+@click.argument("name")
+@click.option("--user", "email", metavar="EMAIL", help="The owner; may be left out when alone.")
+@click.option("--org", "slug", metavar="SLUG", help="The organization that it is for.")
+@click.pass_obj
+def project_create(settings: Settings, name: str, email: str | None, slug: str | None) -> None:
+    """Make a project, personal or of an organization, and print its id."""
+
+    async def create(database: Database) -> str:
+        owner = await find_user(database, email)
+        organization = None
+        if slug is not None:
+            organization = await database.value("find_organization", slug)
+            if organization is None:
+                raise Fault(f"There is no organization {slug}.")
+        return str(await database.value("create_project", name, owner, organization))
+
+    click.echo(with_pool(settings, create))
+
+
+@project.command("list")
+@click.pass_obj
+def project_list(settings: Settings) -> None:
+    """List all projects."""
+
+    async def rows(database: Database) -> list[Any]:
+        return await database.rows("all_projects")
+
+    for row in with_pool(settings, rows):
+        of = row["organization"] or row["owner"]
+        click.echo(f"{row['id']}  {row['slug']:<20}  {of:<30}  {row['name']}")
+
+
+@click.group("import")
+def import_group() -> None:
+    """Bring activity in."""
+
+
+@import_group.command("git")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--project", "wanted", required=True, metavar="P", help="Id, slug or name.")
+@click.option("--since", metavar="WHEN", help="As git understands it, e.g. '2 weeks ago'.")
+@click.option("--repo", metavar="NAME", help="The resource's name; default: from the remote.")
+@click.option("--source", default="github", show_default=True)
+@click.pass_obj
+def import_git(
+    settings: Settings, path: Path, wanted: str, since: str | None, repo: str | None, source: str
+) -> None:
+    """Turn the commits, merges and tags of a git history into events; twice adds nothing."""
+
+    async def store(database: Database) -> tuple[int, int, str]:
+        return await import_history(
+            database,
+            path,
+            await find_project(database, wanted),
+            since=since,
+            repo=repo,
+            source=source,
+        )
+
+    accepted, duplicates, name = with_pool(settings, store)
+    click.echo(f"{name}: {accepted} events imported, {duplicates} already there.", err=True)
+
+
+@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+@click.pass_obj
+def psql(settings: Settings, args: tuple[str, ...]) -> NoReturn:
+    """Open psql on the database; ARGS go to psql."""
+    found = dsn(settings)
+    try:
+        path = str(program("psql"))
+    except EmbeddedUnavailable:
+        path = "psql"  # not bundled here: the one on the PATH
+    try:
+        os.execvp(path, ["psql", found, *args])
+    except FileNotFoundError:
+        raise Fault("There is no psql here; install it or baton's extra `embedded`.") from None
+
+
+@click.command()
+@click.pass_obj
+def doctor(settings: Settings) -> None:
+    """Check configuration, database, schema, worker and provider."""
+    findings = [("configuration", True, "read")]  # a wrong one has ended the program by now
+    try:
+        findings += with_pool(settings, _examine)
+    except click.ClickException as error:
+        findings.append(("database", False, error.message))
+    findings.append(("provider", True, f"{settings.provider}: built in, nothing to reach"))
+    for name, good, finding in findings:
+        click.echo(f"{'ok  ' if good else 'FAIL'}  {name:<14} {finding}")
+    if not all(good for _, good, _ in findings):
+        sys.exit(1)
+
+
+async def import_history(
+    database: Database,
+    path: Path,
+    project: Any,
+    *,
+    since: str | None = None,
+    repo: str | None = None,
+    source: str = "github",
+) -> tuple[int, int, str]:
+    """Store a history in batches, with a bar on a terminal; answers new, known and the name."""
+    try:
+        history = await asyncio.to_thread(open_history, path, name=repo, since=since)
+        accepted = duplicates = 0
+        with click.progressbar(
+            length=history.commits + history.tags, label=history.name, file=sys.stderr
+        ) as bar:
+            events = read_events(history, source=source)
+            while batch := list(islice(events, BATCH)):
+                for event in batch:
+                    event["occurred_at"] = event["occurred_at"].isoformat()
+                new, known = await store(database, project["owner_id"], project["id"], batch)
+                accepted, duplicates = accepted + new, duplicates + known
+                bar.update(len(batch))
+    except NotARepository as error:
+        raise Fault(str(error)) from None
+    return accepted, duplicates, history.name
+
+
+async def _examine(database: Database) -> list[tuple[str, bool, str]]:
+    version = await database.value("server_version")
+    applied = await applied_version(database)
+    needed = current_version()
+    findings = [
+        ("database", True, f"PostgreSQL {version}"),
+        (
+            "schema",
+            applied is not None and applied >= needed,
+            f"version {applied}, this program needs {needed}" if applied else "none; baton migrate",
+        ),
+    ]
+    if applied is not None:
+        seen = await database.value("worker_seen")
+        fresh = seen is not None and seen < WORKER_FRESH
+        finding = "none has registered" if seen is None else f"last sign {seen:.0f} s ago"
+        findings.append(("worker", fresh, finding))
+    return findings
