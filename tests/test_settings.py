@@ -1,0 +1,94 @@
+"""Configuration: every fault at once, each naming its variable, and no secret in sight."""
+
+from pathlib import Path
+
+import pytest
+
+from app.settings import ConfigurationError, Settings
+
+SECRET = "hunter2-in-a-url"
+
+
+def test_an_empty_environment_gives_the_documented_defaults() -> None:
+    settings = Settings.from_env({})
+    assert settings.database_url is None
+    assert settings.data_dir == Path(".baton")
+    assert (settings.host, settings.port) == ("127.0.0.1", 8000)
+    assert settings.provider == "extractive"
+    assert (settings.concurrency, settings.attempt_timeout) == (100, 110)
+
+
+def test_every_variable_is_read() -> None:
+    settings = Settings.from_env(
+        {
+            "DATABASE_URL": "postgres://baton@db/baton",
+            "BATON_DATA_DIR": "/var/lib/baton",
+            "HOST": "0.0.0.0",
+            "PORT": "9000",
+            "BATON_PROVIDER": "extractive",
+            "BATON_CONCURRENCY": "7",
+            "BATON_ATTEMPT_TIMEOUT": "30",
+            "BATON_LOG": "text",
+        }
+    )
+    assert settings == Settings(
+        database_url="postgres://baton@db/baton",
+        data_dir=Path("/var/lib/baton"),
+        host="0.0.0.0",
+        port=9000,
+        provider="extractive",
+        concurrency=7,
+        attempt_timeout=30,
+        log="text",
+    )
+
+
+def test_an_empty_or_blank_variable_counts_as_not_set() -> None:
+    names = ("DATABASE_URL", "BATON_DATA_DIR", "HOST", "PORT", "BATON_PROVIDER", "BATON_LOG")
+    assert Settings.from_env(dict.fromkeys(names, "  ")) == Settings.from_env({})
+
+
+def test_all_faults_are_reported_together_and_name_their_variables() -> None:
+    wrong = {
+        "DATABASE_URL": "mysql://localhost/baton",
+        "PORT": "http",
+        "BATON_PROVIDER": "oracle",
+        "BATON_CONCURRENCY": "0",
+        "BATON_ATTEMPT_TIMEOUT": "1.5",
+        "BATON_LOG": "xml",
+    }
+    with pytest.raises(ConfigurationError) as caught:
+        Settings.from_env(wrong)
+    lines = str(caught.value).splitlines()
+    assert sorted(line.partition(":")[0] for line in lines) == sorted(wrong)
+    assert "'oracle'" in str(caught.value) and "extractive" in str(caught.value)
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "-1", "8000.0", "1e3", "０８", "²", "9" * 5000])
+def test_a_port_is_a_whole_number_of_the_right_size(port: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"^PORT: must be a whole number from 1 to 65535"):
+        Settings.from_env({"PORT": port})
+
+
+def test_the_largest_and_smallest_values_are_allowed() -> None:
+    assert Settings.from_env({"PORT": "65535", "BATON_CONCURRENCY": "1"}).port == 65535
+
+
+def test_without_a_terminal_logs_are_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: False)
+    assert Settings.from_env({}).log == "json"
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert Settings.from_env({}).log == "text"
+
+
+def test_a_password_appears_neither_in_the_repr_nor_in_a_fault() -> None:
+    settings = Settings.from_env({"DATABASE_URL": f"postgresql://baton:{SECRET}@db/baton"})
+    assert SECRET not in repr(settings)
+    with pytest.raises(ConfigurationError) as caught:
+        Settings.from_env({"DATABASE_URL": f"mysql://baton:{SECRET}@db/baton"})
+    assert SECRET not in str(caught.value)
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(AttributeError):
+        Settings().port = 1  # type: ignore[misc]
