@@ -864,11 +864,13 @@ def _tied(reading: Reading, *, across: bool) -> list[Group]:
     """Groups by shared references; references with nearly the same events are one group."""
     mentions: dict[str, list[Signal]] = defaultdict(list)
     known = {s.own for s in reading.signals if s.own.startswith("@")}
+    resolved = _resolver(reading)
     for signal in reading.signals:
-        for key in _resolved(reading, signal):
+        for key in () if signal.bot else resolved(signal):
             if not key.startswith("@") or key in known:
                 mentions[key].append(signal)
     groups: list[tuple[list[str], dict[str, Signal]]] = []
+    places: dict[str, list[int]] = defaultdict(list)  # event id -> groups that hold it
     for key in sorted(
         mentions,
         key=lambda key: (-len({s.event.source for s in mentions[key]}), _own_rank(key), key),
@@ -877,52 +879,49 @@ def _tied(reading: Reading, *, across: bool) -> list[Group]:
         wide = len({signal.event.source for signal in members.values()}) > 1
         if len(members) < 2 or len(members) > HUB or (across and not wide):
             continue
-        for keys, others in groups[:200]:
-            common = len(members.keys() & others.keys())
-            if common * 2 > min(len(members), len(others)):
+        near = Counter(at for event_id in members for at in places[event_id][:CANDIDATES])
+        for at, common in sorted(near.items(), key=lambda pair: (-pair[1], pair[0]))[:1]:
+            keys, others = groups[at]
+            if common * 2 > min(len(members), len(others)) and len(others) <= HUB:
                 keys.append(key)
+                for event_id in members.keys() - others.keys():
+                    places[event_id].append(at)
                 others.update(members)
                 break
         else:
+            for event_id in members:
+                places[event_id].append(len(groups))
             groups.append(([key], members))
     return [(keys, sorted(members.values(), key=_when)) for keys, members in groups]
 
 
-def _resolved(reading: Reading, signal: Signal) -> list[str]:
-    """An event's references, with bare numbers tied to a repository only when it is certain."""
-    keys = dict.fromkeys(signal.references)
-    explicit = _explicit(reading)
-    keys.update(
-        (key, None)
-        for key in signals.branch_tickets(signal.event.branch or signal.head)
-        if key in explicit
-    )
-    keys.update((key, None) for key in signals.branch_tickets(signal.head) if key in explicit)
-    if signal.unresolved and signal.role != "other":
-        repositories = _repositories(reading)
-        spoken = f"{signal.event.title[:1_000]}\n{(signal.event.content or '')[:4_000]}".casefold()
-        named = [
-            r
-            for r in repositories
-            if re.search(rf"(?<![\w-]){re.escape(r.rpartition('/')[2])}(?![\w-])", spoken)
-        ]
-        candidates = repositories if len(repositories) == 1 else named
-        if len(candidates) == 1:
-            keys.update((f"{candidates[0]}{number}", None) for number in signal.unresolved)
-    return list(keys)
+def _resolver(reading: Reading) -> Callable[[Signal], list[str]]:
+    """How to read an event's references among those of all the others.
 
-
-def _explicit(reading: Reading) -> frozenset[str]:
-    return frozenset(key for signal in reading.signals for key in signal.references if "-" in key)
-
-
-def _repositories(reading: Reading) -> list[str]:
-    found = {
-        signal.event.resource.casefold()
-        for signal in reading.signals
-        if signal.event.source in signals.GIT_SOURCES and signal.event.resource
+    A key in a branch name counts when somebody wrote it out, and a bare number in a chat when
+    there is no doubt about its repository.
+    """
+    written = frozenset(key for s in reading.signals for key in s.references if "-" in key)
+    sources = (s.event for s in reading.signals if s.event.source in signals.GIT_SOURCES)
+    repositories = sorted({event.resource.casefold() for event in sources if event.resource})
+    names = {
+        repository: re.compile(rf"(?<![\w-]){re.escape(repository.rpartition('/')[2])}(?![\w-])")
+        for repository in repositories[:CANDIDATES]
     }
-    return sorted(found)
+
+    def resolved(signal: Signal) -> list[str]:
+        keys = dict.fromkeys(signal.references)
+        for branch in (signal.event.branch, signal.head):
+            keys.update((k, None) for k in signals.branch_tickets(branch) if k in written)
+        if signal.unresolved:
+            spoken = f"{signal.event.title[:1_000]} {(signal.event.content or '')[:4_000]}"
+            named = [name for name, found in names.items() if found.search(spoken.casefold())]
+            candidates = repositories if len(repositories) == 1 else named
+            if len(candidates) == 1:
+                keys.update((f"{candidates[0]}{number}", None) for number in signal.unresolved)
+        return list(keys)
+
+    return resolved
 
 
 def _own_rank(key: str) -> int:
@@ -1066,6 +1065,7 @@ def _grouped(read: Sequence[Signal]) -> list[list[Signal]]:
     """Signals of one change: a pull request, its merge and its commits; a ticket and its end."""
     merged = {s.pull: at for at, s in enumerate(read) if s.role == "change" and s.pull}
     heads = {(s.event.resource, s.head): at for at, s in enumerate(read) if s.head}
+    brought = _brought_in(read)
     groups: dict[Hashable, list[Signal]] = defaultdict(list)
     for at, signal in enumerate(read):
         if signal.role not in ("change", "pull") and not (
@@ -1077,10 +1077,12 @@ def _grouped(read: Sequence[Signal]) -> list[list[Signal]]:
             # A commit is part of a later merge that it names, or whose branch it was made on.
             part = [ref for ref in signal.references if merged.get(ref, at) < at]
             merge = heads.get((signal.event.resource, signal.event.branch or ""))
-            if part:
+            merge = brought.get(at, merge)
+            if part and at not in brought:
                 key = part[0]
             elif merge is not None and merge < at:
                 key = read[merge].pull or merge
+                groups[key]  # the merge itself may come without a request
         groups[key].append(signal)
     closers = {
         ref for group in groups.values() for s in group if s.role == "change" for ref in s.closes
@@ -1091,6 +1093,39 @@ def _grouped(read: Sequence[Signal]) -> list[list[Signal]]:
         if any(s.role == "change" for s in group)
         or (group[0].role in ("ticket", "incident") and group[0].own not in closers)
     ]
+
+
+def _brought_in(read: Sequence[Signal]) -> dict[int, int]:
+    """For a commit that a titled merge brought in, that merge; known only when parents are."""
+    places = {signal.own: at for at, signal in enumerate(read) if signal.own.startswith("@")}
+
+    def parents(at: int) -> list[int]:
+        shas = signals.strings(read[at].event.metadata.get("parents"))
+        return [places[f"@{sha[:7]}"] for sha in shas[:8] if f"@{sha[:7]}" in places]
+
+    trunk: set[int] = set()
+    merges: list[int] = []
+    for tip in {
+        signal.event.resource: at
+        for at, signal in reversed([*enumerate(read)])
+        if signal.own in places
+    }.values():
+        at: int | None = tip
+        while at is not None and at not in trunk:
+            trunk.add(at)
+            above = parents(at)
+            if len(signals.strings(read[at].event.metadata.get("parents"))) > 1:
+                merges.append(at)
+            at = above[0] if above else None
+    found: dict[int, int] = {}
+    for merge in sorted(merges, reverse=True):  # the oldest merge brought the oldest commits
+        below = [at for at in parents(merge) if at not in trunk]
+        while below:
+            at = below.pop()
+            if at not in trunk and at not in found:
+                found[at] = merge
+                below += parents(at)
+    return {at: merge for at, merge in found.items() if read[merge].kind != "noise"}
 
 
 def _change(

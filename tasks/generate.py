@@ -210,7 +210,7 @@ def _content(kind: str, draft: AnyDraft, context: Context) -> dict[str, Any]:
         "summary": draft.summary.text,
         "data": data,
         "related_event_ids": _event_ids(data),
-        "markdown": render(kind, draft, by_id),
+        "markdown": render(kind, draft, by_id, cut=context.omitted > 0),
     }
     if isinstance(draft, HandoffDraft):
         for name in ("key_changes", "decisions", "open_questions", "next_steps"):

@@ -69,8 +69,13 @@ TICKET = re.compile(r"(?<![A-Za-z0-9])([A-Z][A-Z0-9]{1,9}-\d{1,6})(?![\w-])")
 Entry = Statement | Area | Person | Correlation
 
 
-def render(kind: str, draft: Draft, events: Mapping[str, Event]) -> str:
-    """Write an artifact; `events` holds those it may cite, by id."""
+def render(kind: str, draft: Draft, events: Mapping[str, Event], *, cut: bool = False) -> str:
+    """Write an artifact.
+
+    Args:
+        events: those it may cite, by id.
+        cut: the period holds older events that were too many to read; a reader has to know.
+    """
     known = {event_id: event for event in events.values() for event_id in event.ids} | dict(events)
     parts = [f"# {escaped(getattr(draft, 'title', '')) or kind}"]
     summary = getattr(draft, "summary", None)
@@ -85,7 +90,8 @@ def render(kind: str, draft: Draft, events: Mapping[str, Event]) -> str:
             "## Contributors\n\n" + ", ".join(escaped(name) for name in draft.contributors)
         )
     if events:
-        parts.append(f"_{_footer(events.values())}_")
+        rest = "; older ones in the period were left out" if cut else ""
+        parts.append(f"_{_footer(events.values())}{rest}_")
     return "\n\n".join(parts) + "\n"
 
 

@@ -94,7 +94,7 @@ VERBS = {
 }
 FIRST_WORDS = {word: kind for kind, words in VERBS.items() for word in words.split()}
 NOISE = re.compile(
-    r"^(?:v?\d+(?:\.\d+){1,3}\S{0,12}$|(?:prepare |bump |new )?(?:version|release)\b.{0,12}\d|"
+    r"^(?:\(no (?:message|subject)\)$|v?\d+(?:\.\d+){1,3}\S{0,12}$|(?:prepare |bump |new )?(?:version|release)\b.{0,12}\d|"
     r"release notes\b|(?:prepare|prep|cut|tag|start|draft)\b.{0,30}\brelease\b|bump version|"
     r"version bump|back to (?:dev|work)|(?:update|tweak|tidied up|fix|draft|regenerate)d? (?:the )?"
     r"(?:change ?log|release notes)|changelog\b|wip\b|fixup!|squash!|amend!|oops\b|typos?\b|"
@@ -300,7 +300,8 @@ STEMS = (
     "need", "block", "waiting", "later", "tomorrow", "i'll", "separate", "not yet", "before we",
     "before", "action item", "?", "\uff1f", "open question", "not sure", "tbd", "to be de",
     "should we", "unclear",
-    "undecided", "risk", "data loss", "outage", "regression", "vulnerab", "security", "race cond",
+    "undecided", "risk", "data loss", "outage", "regression",
+    "vulnerab", "security", "race cond",
     "deadlock", "memory leak", "roll", "break", "fragile", "single point", "shipped", "deployed",
     "launched", "finished", "completed", "released", "merged", "live", "is done", "are done",
     "fixed",
@@ -412,7 +413,7 @@ def read(event: Event, *, limit: int = BODY_MAX) -> Signal:
     body = CONTROLS.sub("", ANSI.sub("", body)).replace("\r", "\n")
     metadata = event.metadata if isinstance(event.metadata, Mapping) else {}
     role, state = _role(event, metadata)
-    headline, merge_pull, head = _headline(title, body)
+    headline, merge_pull, head = _headline(title, body, metadata)
     subject, prefix, scope, bang = _prefix(headline)
     files = tuple(path[:300] for path in strings(metadata.get("files"))[:FILES_MAX] if path.strip())
     author, bot = _author(event, metadata)
@@ -589,8 +590,25 @@ def _author(event: Event, metadata: Mapping[str, object]) -> tuple[str, bool]:
 # --- Event -> headline, kind ---------------------------------------------------------------
 
 
-def _headline(title: str, body: str) -> tuple[str, str, str]:
-    """The words that name the change, the pull request number and the branch of a merge."""
+def _headline(title: str, body: str, metadata: Mapping[str, object]) -> tuple[str, str, str]:
+    """The words that name the change, the pull request number and the branch of a merge.
+
+    An importer may have read them already; then the title is the request's own.
+    """
+    head = metadata.get("merged_branch")
+    for key in ("pull_request", "merge_request"):
+        number = metadata.get(key)
+        if isinstance(number, int) and not isinstance(number, bool) and not MERGE_PR.match(title):
+            return (
+                title,
+                str(number),
+                head[:200].partition("/")[2] or head[:200] if isinstance(head, str) else "",
+            )
+    return _merged_headline(title, body)
+
+
+def _merged_headline(title: str, body: str) -> tuple[str, str, str]:
+    """The same, from the message that a forge or git wrote."""
     found = MERGE_PR.match(title)
     if found:
         number, head = found[1], found[2].partition("/")[2] or found[2]
@@ -600,8 +618,8 @@ def _headline(title: str, body: str) -> tuple[str, str, str]:
         if not number and "main" in (found[3] or ""):
             return "", "", ""
     else:
-        number = PR_BODY.search(body)[1] if PR_BODY.search(body) else ""  # type: ignore[index]
-        return title, number, ""
+        named = PR_BODY.search(body)
+        return title, named[1] if named else "", ""
     first = next((text for text in body.split("\n") if text.strip()), "")
     first = "" if TRAILER.match(first.strip()) else cleaned(first[:2_000])
     return first, number, head
@@ -918,9 +936,8 @@ def _question(text: str, role: str) -> tuple[int, str] | None:
     )
     if not asked or (role == "change" and "`" not in text and len(text.split()) < 5):
         return None
-    return (
-        3 if re.search(r"\bshould we\b|\bdo we\b|\bwho\b|\bopen question", text, re.I) else 2
-    ), "question"
+    direct = re.search(r"\b(?:should we|do we|who|open question)\b", text, re.I)
+    return 3 if direct else 2, "question"
 
 
 def _weak_cue_counts(label: str, text: str, role: str, *, title: bool) -> bool:

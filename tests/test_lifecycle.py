@@ -89,3 +89,13 @@ async def test_a_handoff_begins_where_the_previous_one_of_the_same_scope_ended(
     assert datetime.fromisoformat(result["period_start"]) == earlier
     other_start = datetime.fromisoformat((await caller.job(other))["result"]["period_start"])
     assert now - other_start > timedelta(days=13)
+
+
+async def test_an_artifact_says_when_older_events_did_not_fit(caller: Caller, drain: Drain) -> None:
+    await caller.ingest({"title": "feat: one"}, {"title": "feat: two"}, {"title": "feat: three"})
+    path = f"/projects/{caller.project_id}/insights/onboarding"
+    cut, whole = await caller.submit(path, maxEvents=2), await caller.submit(path, maxEvents=3)
+    await drain()
+    left_out = "older ones in the period were left out"
+    assert left_out in (await caller.job(cut))["result"]["markdown"]
+    assert left_out not in (await caller.job(whole))["result"]["markdown"]
