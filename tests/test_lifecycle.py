@@ -92,7 +92,9 @@ async def test_a_handoff_begins_where_the_previous_one_of_the_same_scope_ended(
 
 
 async def test_an_artifact_says_when_older_events_did_not_fit(caller: Caller, drain: Drain) -> None:
-    await caller.ingest({"title": "feat: one"}, {"title": "feat: two"}, {"title": "feat: three"})
+    files = {"metadata": {"files": ["app/cache.py"]}, "author": "Ada"}
+    titles = ("Add a cache", "Fix the eviction of the cache", "Speed up the cache")
+    await caller.ingest(*({"title": title, **files} for title in titles))
     path = f"/projects/{caller.project_id}/insights/onboarding"
     cut, whole = await caller.submit(path, maxEvents=2), await caller.submit(path, maxEvents=3)
     await drain()
