@@ -39,7 +39,7 @@ NOTED = 2.5  # what a line in the changelog adds to a change's weight
 TRIFLE_LESS = 1.0  # and what a trifle loses
 LIST_MAX = 8  # entries of every other list
 SUMMARY_IDS = 50  # ids behind a summary; its counts may stand on a thousand events
-TEXT_BUDGET = 2_500_000  # characters of bodies read in one context, about a second on a slow core
+TEXT_BUDGET = 2_000_000  # characters of bodies read in one context, about a second on a slow core
 BODY_MIN = 2_000  # characters of one body that are read even then
 SIMILAR = 0.8  # share of common words from which two lines say the same
 CANDIDATES = 40  # earlier lines that one line is compared with
@@ -76,6 +76,7 @@ SIDE_FILES = (
 )
 SIDE_AREAS = frozenset(name for name, _ in SIDE_FILES)
 WRAPPERS = frozenset(("src", "lib", "packages", "apps"))  # folders that say nothing about a part
+DIGIT = re.compile(r"\d")  # "part 1" is not "part 2"
 WORDS = re.compile(r"[^\W_]+")
 VERSION = re.compile(r"v?\d{1,5}(?:\.\d{1,5}){1,3}[\w.+-]{0,20}", re.I)
 RELEASE_COMMIT = re.compile(
@@ -251,7 +252,8 @@ def _short(text: str) -> str:
     if len(text) <= THEME_MAX:
         return text.rstrip(".")
     breaks = [found.start() for found in BREAK.finditer(text[:THEME_MAX])]
-    return text[: breaks[-1]] if breaks and breaks[-1] >= THEME_MAX // 3 else line(text, THEME_MAX)
+    kept = text[: breaks[-1]] if breaks and breaks[-1] >= THEME_MAX // 3 else text
+    return line(kept, THEME_MAX)
 
 
 def _summary(reading: Reading, headlines: Sequence[Change]) -> Statement:
@@ -494,42 +496,38 @@ def _description(reading: Reading) -> list[NotesSection]:
         for signal in change.signals
         if signal.why and not signal.bot
     ]
-    notes = [
-        _statement(f"Breaking: {_raised(c.breaking)}", c.signals) for c in changes if c.breaking
-    ]
-    notes += [
-        _statement(f"Touches the schema: {_listed(paths, 3)}", c.signals)
-        for c in changes
-        if (
-            paths := [
-                path
-                for path in c.files
-                if SCHEMA_FILE.search(path) and not signals.TEST_FILE.search(path)
-            ]
-        )
-    ]
-    notes += (
-        _said(reading, "risk", LIST_MAX)
-        + _said(reading, "next", LIST_MAX)
-        + _said(reading, "question", LIST_MAX)
-    )
     tests: dict[str, list[Signal]] = defaultdict(list)
     for signal in reading.signals:
         for path in signal.files:
             if signals.TEST_FILE.search(path):
                 tests[path].append(signal)
     testing = [_statement(line(f"`{path}`"), by) for path, by in sorted(tests.items())]
-    named = (
-        ("What changed", what),
-        ("Why", why),
-        ("Notes for reviewers", notes),
-        ("Testing", testing),
-    )
+    named = {
+        "What changed": what,
+        "Why": why,
+        "Notes for reviewers": _review_notes(reading, changes),
+        "Testing": testing,
+    }
     return [
         NotesSection(heading=heading, items=kept[:KEY_CHANGES])
-        for heading, items in named
+        for heading, items in named.items()
         if (kept := _merged(items, _Seen()))
     ]
+
+
+def _review_notes(reading: Reading, changes: Sequence[Change]) -> list[Statement]:
+    """What a reviewer has to know: what breaks, what touches the schema, what is unsure."""
+    found = [
+        _statement(f"Breaking: {_raised(c.breaking)}", c.signals) for c in changes if c.breaking
+    ]
+    for change in changes:
+        paths = [path for path in change.files if SCHEMA_FILE.search(path)]
+        paths = [path for path in paths if not signals.TEST_FILE.search(path)]
+        if paths:
+            found.append(_statement(f"Touches the schema: {_listed(paths, 3)}", change.signals))
+    for label in ("risk", "next", "question"):
+        found += _said(reading, label, LIST_MAX)
+    return found
 
 
 def _notes_summary(
@@ -573,7 +571,7 @@ def _onboarding(reading: Reading) -> OnboardingDraft:
     relevance = _focus(reading, f"{wanted} {hints}")
     # An area that is asked for by name comes first; one that fits the role counts several times.
     ranked = _ranked_areas(
-        reading, lambda name, text: 99 * focus(name) + 3 * focus(text) + 9 * fit(name) + fit(text)
+        reading, lambda name, text: 99 * focus(name) + 3 * focus(text) + 30 * fit(name) + fit(text)
     )
     areas = [_area(reading, name, changes) for name, changes in ranked[:LIST_MAX]]
     taken = _Seen()
@@ -976,7 +974,7 @@ def _told(reading: Reading, keys: Sequence[str], members: Sequence[Signal]) -> C
     )
     title = line(best.text or shown[0] if shown else best.text, 110)
     if shown and shown[0] not in title:
-        title = f"{shown[0]}: {_lowered(title)}" if title else shown[0]
+        title = line(f"{shown[0]}: {_lowered(title)}" if title else shown[0])
     if shown:
         text = f"{shown[0]} was {_listed(parts[:6], 6)}"
         text += f". Tied by {_listed(shown, 4)}"
@@ -1064,7 +1062,7 @@ def _reading(context: Context) -> Reading:
 def _grouped(read: Sequence[Signal]) -> list[list[Signal]]:
     """Signals of one change: a pull request, its merge and its commits; a ticket and its end."""
     merged = {s.pull: at for at, s in enumerate(read) if s.role == "change" and s.pull}
-    heads = {(s.event.resource, s.head): at for at, s in enumerate(read) if s.head}
+    heads = {(s.event.resource, s.head): at for at, s in enumerate(read) if _has_branch(s)}
     brought = _brought_in(read)
     groups: dict[Hashable, list[Signal]] = defaultdict(list)
     for at, signal in enumerate(read):
@@ -1093,6 +1091,12 @@ def _grouped(read: Sequence[Signal]) -> list[list[Signal]]:
         if any(s.role == "change" for s in group)
         or (group[0].role in ("ticket", "incident") and group[0].own not in closers)
     ]
+
+
+def _has_branch(signal: Signal) -> bool:
+    """Whether commits on the merged branch are this merge's; a fork's `main` is everybody's."""
+    trunk = {"main", "master", "trunk", "develop", signal.event.branch}
+    return bool(signal.text) and bool(signal.head) and signal.head not in trunk
 
 
 def _brought_in(read: Sequence[Signal]) -> dict[int, int]:
@@ -1142,52 +1146,45 @@ def _change(
         )
 
     group = sorted(group, key=speaks)
-    first = group[0]
-    kind = first.kind
-    if (
-        kind in ("dependency", "build")
-        and not first.bot
-        and any(signals.CHANGELOG_FILE.search(p) for p in first.files)
-    ):
-        kind = "change"  # people note the update of a framework, not of a linter
-    if kind in ("change", "noise"):
-        kind = (
-            min((s.kind for s in group if s.role == "change"), key=ORDER.index, default=kind)
-            if len(group) > 1
-            else kind
-        )
-    if first.role in ("ticket", "incident"):
-        kind = (
-            "fix"
-            if first.role == "incident" or any("bug" in label.casefold() for label in first.labels)
-            else "change"
-        )
     files = tuple(dict.fromkeys(path for signal in group for path in signal.files))
     counts = Counter(names[path] for path in files if names.get(path))
     areas = sorted(counts, key=lambda name: (name in SIDE_AREAS, -counts[name], name))
     if not areas:
-        areas = [s.scope for s in group if s.scope][:1] or list(first.labels[:2])
-    authors = [s.author for s in group if s.role == "change" and not s.bot] + [
-        n for s in group for n in s.coauthors
-    ]
+        areas = [s.scope for s in group if s.scope][:1] or list(group[0].labels[:2])
+    authors = [s.author for s in group if s.role == "change" and not s.bot]
+    authors += [name for signal in group for name in signal.coauthors]
     authors = authors or [s.author for s in group if not s.bot]
-    reference = (
-        first.pull
-        or next((s.pull for s in group if s.pull), "")
-        or (first.own if first.role == "ticket" else "")
-    )
-    shown = (
-        [_shown(reference, several)]
-        if reference
-        else [_shown(r, several) for s in group[:4] for r in _fixed(s)]
-    )
-    shown = [text for text in dict.fromkeys(shown) if text and text not in first.text][:2]
     return Change(
-        text=_ended(first), kind=kind, breaking=next((s.breaking for s in group if s.breaking), ""),
-        reference=f"({', '.join(shown)})" if shown else "", signals=tuple(group),
-        areas=tuple(areas), files=files,
+        text=_ended(group[0]), kind=_kind(group), signals=tuple(group),
+        breaking=next((s.breaking for s in group if s.breaking), ""),
+        reference=_reference(group, several), areas=tuple(areas), files=files,
         people=tuple(dict.fromkeys(people.get(name, name) for name in authors if name)),
     )  # fmt: skip
+
+
+def _kind(group: Sequence[Signal]) -> str:
+    """The kind of a change; its commits make a plain one more precise."""
+    first = group[0]
+    if first.role == "incident":
+        return "fix"
+    if first.role == "ticket":
+        return "fix" if any("bug" in label.casefold() for label in first.labels) else "change"
+    noted = any(signals.CHANGELOG_FILE.search(path) for path in first.files)
+    if first.kind in ("dependency", "build") and noted and not first.bot:
+        return "change"  # people note the update of a framework, not of a linter
+    if first.kind in ("change", "noise"):
+        return min((s.kind for s in group if s.role == "change"), key=ORDER.index, default="change")
+    return first.kind
+
+
+def _reference(group: Sequence[Signal], several: bool) -> str:
+    """How people refer to the change: its pull request, its ticket, or the issues it names."""
+    first = group[0]
+    found = [s.pull for s in group if s.pull] or [first.own] * (first.role == "ticket")
+    found = found[:1] or [reference for signal in group[:4] for reference in _fixed(signal)]
+    shown = [text for text in dict.fromkeys(_shown(reference, several) for reference in found)]
+    shown = [text for text in shown if text and text not in first.text][:2]
+    return f"({', '.join(shown)})" if shown else ""
 
 
 def _ended(signal: Signal) -> str:
@@ -1215,7 +1212,7 @@ def _reverted(changes: list[Change]) -> list[Change]:
         base = first.base
         if first.reverts and first.reverted_sha and (named := by_sha.get(f"@{first.reverted_sha}")):
             base = named.signals[0].base
-        families[(first.event.resource, base)].append(change)
+        families[(first.event.resource, base.casefold())].append(change)
     kept: list[Change] = []
     for family in families.values():
         depths = [change.signals[0].reverts for change in family]
@@ -1227,22 +1224,13 @@ def _reverted(changes: list[Change]) -> list[Change]:
         )
         known = 0 in depths
         origin = family[depths.index(0)] if known else family[newest]
-        text = origin.text if known else line(_innermost(origin.text))
+        text = origin.text if known else line(origin.signals[0].base)
         together = {s.event.id: s for change in (origin, *family) for s in change.signals}
         undone = depths[newest] % 2 == 1
         kept.append(
             replace(origin, text=text, signals=tuple(together.values()), undone=undone, known=known)
         )
     return kept
-
-
-def _innermost(text: str) -> str:
-    for _ in range(6):
-        found = signals.REVERT.match(text)
-        if not found:
-            break
-        text = found[2].strip("\"\u201c\u201d'")
-    return text
 
 
 def _without_duplicates(changes: list[Change]) -> list[Change]:
@@ -1330,7 +1318,8 @@ class _Seen:
         for at in near:
             other = self._bags[at]
             common = len(bag & other)
-            if bag == other or (common >= 4 and common / len(bag | other) >= SIMILAR):
+            alike = common >= 4 and common / len(bag | other) >= SIMILAR
+            if bag == other or (alike and not any(DIGIT.search(word) for word in bag ^ other)):
                 return at
         return None
 
@@ -1558,9 +1547,10 @@ def _shown(reference: str, several: bool) -> str:
     """A reference as people write it: the repository only where it is needed."""
     if reference.startswith("@"):
         return reference[1:]
-    if "#" in reference and not several:
-        return f"#{reference.rpartition('#')[2]}"
-    return line(reference, 100) if not reference.startswith("#") else reference
+    repository, mark, number = reference.rpartition("#")
+    if mark:
+        return f"{line(repository, 100) if several else ''}#{number}"
+    return line(reference, 100)
 
 
 def _count(number: int, one: str, many: str = "") -> str:

@@ -94,7 +94,8 @@ VERBS = {
 }
 FIRST_WORDS = {word: kind for kind, words in VERBS.items() for word in words.split()}
 NOISE = re.compile(
-    r"^(?:\(no (?:message|subject)\)$|v?\d+(?:\.\d+){1,3}\S{0,12}$|(?:prepare |bump |new )?(?:version|release)\b.{0,12}\d|"
+    r"^(?:\(no (?:message|subject)\)$|"
+    r"v?\d+(?:\.\d+){1,3}\S{0,12}$|(?:prepare |bump |new )?(?:version|release)\b.{0,12}\d|"
     r"release notes\b|(?:prepare|prep|cut|tag|start|draft)\b.{0,30}\brelease\b|bump version|"
     r"version bump|back to (?:dev|work)|(?:update|tweak|tidied up|fix|draft|regenerate)d? (?:the )?"
     r"(?:change ?log|release notes)|changelog\b|wip\b|fixup!|squash!|amend!|oops\b|typos?\b|"
@@ -221,75 +222,56 @@ SENTENCE = re.compile(
 # --- Cues ----------------------------------------------------------------------------------
 # (label, strength, pattern). A higher strength wins, both for the label and for the rank. What a
 # cue looks at is one cleaned sentence.
-CUES = [
-    (
-        "decision",
-        3,
-        r"\b(?:(?:we|i|team|they)(?:'ve| have)? (?:have )?decided|decided (?:to|on"
-        r"|against|that|not)|"
-        r"decision:|agreed (?:to|on|that)|we agreed|consensus(?: is|:)|(?:is"
-        r"|are) going with|"
-        r"we(?:'re| are|'ll| will)? (?:go|going) with|let's go with|settled on"
-        r"|opted (?:to|for)|"
-        r"we chose|chosen approach|final call|approved:)(?:\b|(?<=:))|^going with\b",
-    ),
-    (
-        "decision",
-        2,
-        r"\b(?:switch(?:ed|ing|es)? (?:\w+ ){0,4}(?:to|from)|drop(?:ped|ping"
-        r"|s)? (?:\w+ ){0,2}support|"
-        r"in favou?r of|migrat(?:e|ed|ing) (?:\w+ ){0,4}(?:to|from)|we (?:will"
-        r"|won't) (?:keep|use|support|drop|ship|stick))\b",
-    ),
-    ("decision", 1, r"\b(?:instead of|rather than)\b"),
-    (
-        "next",
-        3,
-        r"\b(?:todo\b|next steps?:|next up:|next:|action items?:|follow[- ]?ups?:"
-        r"|still needs? to|"
-        r"still (?:missing|to do|open)|remaining (?:work|tasks?|steps?|items?)"
-        r"|remains to be|remaining:|"
-        r"left to do|needs? to be (?:done|finished|reviewed|deployed|migrated)|"
-        r"blocked (?:by|on)|waiting (?:for|on) (?:review|the|a|\w+ to))(?:\b|(?<=:))|^(?:todo|next"
-        r"|follow[- ]?up|remaining)\b:?",
-    ),
-    (
-        "next",
-        2,
-        r"\b(?:follow[- ]?up|(?:will|we'll|i'll|to be|do(?:ne)?|fix(?:ed)?|handled?"
-        r"|address(?:ed)?) (?:\w+ ){0,5}"
-        r"(?:later|tomorrow|next week|next sprint|in a (?:separate|future|later))"
-        r"|i'll (?:\w+ ){0,8}"
-        r"(?:tomorrow|later|next|today)|not yet (?:implemented|supported|done|finished"
-        r"|handled)|before we (?:can )?(?:ship|release|merge|deploy)|"
-        r"(?:needs?|have|has) to (?:be )?\w+ (?:\w+ ){0,8}before)\b",
-    ),
-    (
-        "question",
-        3,
-        r"\b(?:open questions?|not sure (?:if|whether|how|what|why|about|yet)"
-        r"|need(?:s)? to decide|tbd|"
-        r"to be (?:decided|determined)|should we|unclear (?:if|whether|how|what"
-        r"|why)|undecided)\b",
-    ),
-    (
-        "risk",
-        2,
-        r"\b(?:risk(?:s|y)?:?|data loss|outage|regression|vulnerab\w+|security (?:issue"
-        r"|hole|fix|advisory)|"
-        r"race condition|deadlocks?|memory leak|rolled? back|will break"
-        r"|breaks? (?:existing|backward)|fragile|"
-        r"single point of failure)\b",
-    ),
-    (
-        "done",
-        1,
-        r"\b(?:shipped|deployed|launched|rolled out|finished|completed|released|merged"
-        r"|went live|is live|"
-        r"migrated|is done|are done|is fixed|has been fixed)\b",
-    ),
+CUES: list[tuple[str, int, tuple[str, ...]]] = [
+    ("decision", 3, (
+        r"(?:we|i|team|they)(?:'ve| have)? (?:have )?decided",
+        r"decided (?:to|on|against|that|not)", r"decision:", r"approved:",
+        r"agreed (?:to|on|that)", r"we agreed", r"consensus(?: is|:)",
+        r"(?:is|are) going with", r"we(?:'re| are|'ll| will)? (?:go|going) with", r"^going with",
+        r"let's go with", r"settled on", r"opted (?:to|for)", r"we chose", r"chosen approach",
+        r"final call",
+    )),
+    ("decision", 2, (
+        r"switch(?:ed|ing|es)? (?:\w+ ){0,4}(?:to|from)", r"in favou?r of",
+        r"drop(?:ped|ping|s)? (?:\w+ ){0,2}support", r"migrat(?:e|ed|ing) (?:\w+ ){0,4}(?:to|from)",
+        r"we (?:will|won't) (?:keep|use|support|drop|ship|stick)",
+    )),
+    ("decision", 1, (r"instead of", r"rather than")),
+    ("next", 3, (
+        r"todo", r"next steps?:", r"next up:", r"next:", r"^next", r"action items?:",
+        r"follow[- ]?ups?:", r"^follow[- ]?up", r"still needs? to", r"still (?:missing|to do|open)",
+        r"remaining (?:work|tasks?|steps?|items?)", r"^remaining", r"remaining:", r"remains to be",
+        r"left to do", r"needs? to be (?:done|finished|reviewed|deployed|migrated)",
+        r"blocked (?:by|on)", r"waiting (?:for|on) (?:review|the|a|\w+ to)",
+    )),
+    ("next", 2, (
+        r"follow[- ]?up", r"i'll (?:\w+ ){0,8}(?:tomorrow|later|next|today)",
+        r"(?:will|we'll|i'll|to be|do(?:ne)?|fix(?:ed)?|handled?|address(?:ed)?) (?:\w+ ){0,5}"
+        r"(?:later|tomorrow|next week|next sprint|in a (?:separate|future|later))",
+        r"not yet (?:implemented|supported|done|finished|handled)",
+        r"before we (?:can )?(?:ship|release|merge|deploy)",
+        r"(?:needs?|have|has) to (?:be )?\w+ (?:\w+ ){0,8}before",
+    )),
+    ("question", 3, (
+        r"open questions?", r"not sure (?:if|whether|how|what|why|about|yet)", r"tbd", r"should we",
+        r"needs? to decide", r"to be (?:decided|determined)", r"undecided",
+        r"unclear (?:if|whether|how|what|why)",
+    )),
+    ("risk", 2, (
+        r"risk(?:s|y)?", r"data loss", r"outage", r"regression", r"vulnerab\w+", r"deadlocks?",
+        r"security (?:issue|hole|fix|advisory)", r"race condition", r"memory leak", r"fragile",
+        r"rolled? back", r"will break", r"breaks? (?:existing|backward)",
+        r"single point of failure",
+    )),
+    ("done", 1, (
+        r"shipped", r"deployed", r"launched", r"rolled out", r"finished", r"completed", r"released",
+        r"merged", r"went live", r"is live", r"migrated", r"(?:is|are) done", r"(?:is|been) fixed",
+    )),
+]  # fmt: skip
+CUE_PATTERNS = [
+    (label, strength, re.compile(rf"(?<!\w)(?:{'|'.join(phrases)})(?!\w)", re.I))
+    for label, strength, phrases in CUES
 ]
-CUE_PATTERNS = [(label, strength, re.compile(text, re.I)) for label, strength, text in CUES]
 # A sentence without any of these fragments cannot match a cue; finding them costs far less than
 # the patterns, which keeps a thousand long bodies cheap.
 STEMS = (
@@ -474,16 +456,24 @@ def _uncommented(text: str) -> str:
 
 def line(text: str, limit: int = LINE_MAX) -> str:
     """One line of plain text that cannot be mistaken for Markdown structure, cut at a word."""
-    text = cleaned(text)
-    if text and not text[0].isalpha():
-        text = LEADING_NUMBER.sub(r"(#\1)", STRUCTURE.sub("", text))
+    text = _started(_balanced(cleaned(text)))
     if len(text) > limit:
         kept = text[: limit - 1]
         head, space, _ = kept.rpartition(" ")
         text = TAIL.sub("", head if space and len(head) > limit // 2 else kept) + "\u2026"
-    if text.count("`") % 2:
-        text = text.replace("`", "")
+        text = _started(_balanced(text))  # the cut may have split a code span
     return text.strip()
+
+
+def _balanced(text: str) -> str:
+    return text.replace("`", "") if text.count("`") % 2 else text
+
+
+def _started(text: str) -> str:
+    """Text without the marks of a heading, list or quote in front."""
+    if not text or text[0].isalpha():
+        return text
+    return LEADING_NUMBER.sub(r"(#\1)", STRUCTURE.sub("", text.lstrip()))
 
 
 def words(text: str) -> frozenset[str]:
@@ -508,7 +498,8 @@ def strings(value: object) -> list[str]:
     return found
 
 
-WORD = re.compile(r"[^\W_]{2,40}(?:[._][^\W_]{1,40}){0,4}")
+# Single letters say nothing; a single digit or ideograph does.
+WORD = re.compile(r"[^\W_]{2,40}(?:[._][^\W_]{1,40}){0,4}|\d|[\u3040-\u9fff]")
 STOP_WORDS = _set(
     "the and for with from into that this when was were are is be to of in on by as at an or it "
     "if so we our you your has have had can now also only more use uses used using via per all any "
@@ -733,7 +724,7 @@ def _unwrapped(headline: str) -> tuple[str, int]:
             break
         depth += 0 if found[1] else 1
         text = found[2]
-    return " ".join(_without_suffix(text).casefold().split()), depth
+    return " ".join(_without_suffix(text).split()), depth
 
 
 # --- Event -> references -------------------------------------------------------------------
@@ -941,7 +932,7 @@ def _question(text: str, role: str) -> tuple[int, str] | None:
 
 
 def _weak_cue_counts(label: str, text: str, role: str, *, title: bool) -> bool:
-    """ "Instead of" decides something when people talk or a title says it, rarely in a body."""
+    """Whether it does: "instead of" decides in talk and in titles, but rarely in a body."""
     if label == "done":
         return role in ("chat", "other")
     if role in ("chat", "ticket"):

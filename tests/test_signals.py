@@ -124,8 +124,8 @@ def test_a_breaking_footer_and_a_bang_both_break() -> None:
 def test_a_revert_knows_what_it_reverts() -> None:
     once = signal('Revert "Cache the lookup (#1)" (#2)', "This reverts commit c1b2c3d4e5f6071.")
     twice = signal('Revert "Revert "Cache the lookup (#1)" (#2)" (#3)')
-    assert (once.base, once.reverts, once.reverted_sha) == ("cache the lookup", 1, "c1b2c3d")
-    assert (twice.base, twice.reverts) == ("cache the lookup", 2)
+    assert (once.base, once.reverts, once.reverted_sha) == ("Cache the lookup", 1, "c1b2c3d")
+    assert (twice.base, twice.reverts) == ("Cache the lookup", 2)
 
 
 @pytest.mark.parametrize(
@@ -150,13 +150,13 @@ def test_a_cue_marks_the_sentence_it_stands_in(said: str, label: str) -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        "```\nshould we keep this?\n```",
-        "> should we keep this around?",
+        "```\nWe decided to keep this.\n```",
+        "> We decided to keep this.",
         "    should_we = keep(this)  # TODO: next",
         "| TODO: x | should we keep this? |",
         "See https://host/a?should+we+decide=1",
         "On Monday, Ada wrote:\nshould we keep this around?",
-        "## Should we keep this around?",
+        "## We decided to keep this",
         "Perhaps we decided to keep this, maybe not.",
     ],
 )
