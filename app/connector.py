@@ -114,6 +114,20 @@ def translate(query: str) -> tuple[str, tuple[str, ...]]:
 
 
 @contextmanager
+def sound_session(connection: AnyConnection) -> Iterator[None]:
+    """Statements on a connection that the server may be ending just now.
+
+    Between the server's last word and the end of the stream asyncpg takes statements and fails on
+    them with errors of its own inside (a TypeError among them; a wrong argument is a DataError).
+    """
+    try:
+        yield
+    except (asyncpg.InternalClientError, TypeError) as error:
+        connection.terminate()
+        raise asyncpg.ConnectionDoesNotExistError("The server ended the session.") from error
+
+
+@contextmanager
 def mapped_errors() -> Iterator[None]:
     """Turn what asyncpg raises into what Procrastinate catches; nothing else may do so."""
     try:
@@ -188,7 +202,8 @@ class AsyncpgConnector(connector.BaseAsyncConnector):
             try:
                 with mapped_errors():
                     async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT) as connection:
-                        return await run(connection)
+                        with sound_session(connection):
+                            return await run(connection)
             except exceptions.ConnectorException as error:
                 elapsed = time.monotonic() - started
                 if (

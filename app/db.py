@@ -16,7 +16,13 @@ from typing import Any
 import asyncpg
 from procrastinate.schema import SchemaManager
 
-from app.connector import ACQUIRE_TIMEOUT, TRANSIENT, AnyConnection, init_connection
+from app.connector import (
+    ACQUIRE_TIMEOUT,
+    TRANSIENT,
+    AnyConnection,
+    init_connection,
+    sound_session,
+)
 
 COMMAND_TIMEOUT = 10.0  # seconds until a statement without an answer counts as lost, by default
 MIGRATE_TIMEOUT = 300.0  # seconds for all of the schema, waiting for another migration included
@@ -99,19 +105,19 @@ class Connection:
         self, name: str, *args: Any, timeout: float | None = None
     ) -> list[asyncpg.Record]:
         """All rows of a named query."""
-        with mapped_errors():
+        with mapped_errors(), sound_session(self.raw):
             return await self.raw.fetch(queries()[name], *args, timeout=timeout)
 
     async def row(
         self, name: str, *args: Any, timeout: float | None = None
     ) -> asyncpg.Record | None:
         """The first row of a named query, or None."""
-        with mapped_errors():
+        with mapped_errors(), sound_session(self.raw):
             return await self.raw.fetchrow(queries()[name], *args, timeout=timeout)
 
     async def value(self, name: str, *args: Any, timeout: float | None = None) -> Any:
         """The first column of the first row of a named query, or None."""
-        with mapped_errors():
+        with mapped_errors(), sound_session(self.raw):
             return await self.raw.fetchval(queries()[name], *args, timeout=timeout)
 
 

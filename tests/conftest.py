@@ -10,6 +10,7 @@ import secrets
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ import httpx
 import pytest
 import uvicorn
 
+from app import embedded
 from app.db import Database, migrate, open_database
 from app.embedded import EmbeddedPostgres
 from app.main import create_app
@@ -49,8 +51,12 @@ def cluster() -> Iterator[str]:
     # begins, and the server would panic.
     with tempfile.TemporaryDirectory(prefix="baton-cluster-") as path:
         server = EmbeddedPostgres(Path(path))
+        with pytest.MonkeyPatch.context() as patch:  # these data need not survive the machine
+            for name in ("fsync", "full_page_writes"):
+                patch.setitem(embedded.SETTINGS, name, "off")
+            started = server.start()
         try:
-            yield server.start()
+            yield started
         finally:
             server.stop()
 
@@ -59,42 +65,50 @@ def cluster() -> Iterator[str]:
 def template(cluster: str) -> Iterator[str]:
     """The name of a database with the current schema and nothing else."""
 
-    async def execute(*statements: str) -> None:
-        connection = await asyncpg.connect(cluster)
-        for statement in statements:
-            await connection.execute(statement)
-        await connection.close()
-
-    asyncio.run(execute(f"create database {TEMPLATE}"))
+    asyncio.run(_execute(cluster, f"create database {TEMPLATE}"))
     asyncio.run(migrate(with_database(cluster, TEMPLATE)))
     yield TEMPLATE
-    asyncio.run(execute(f"drop database {TEMPLATE} with (force)"))
+    asyncio.run(_execute(cluster, f"drop database {TEMPLATE} with (force)"))
+
+
+@pytest.fixture(scope="session")
+def janitor(cluster: str) -> Iterator[ThreadPoolExecutor]:
+    """Drops databases while the next test runs; a drop takes longer than most tests."""
+    with ThreadPoolExecutor(1, "janitor") as janitor:
+        yield janitor
 
 
 @pytest.fixture
-async def empty_dsn(cluster: str) -> AsyncIterator[str]:
+async def empty_dsn(cluster: str, janitor: ThreadPoolExecutor) -> AsyncIterator[str]:
     """A DSN of a new database without any schema."""
-    async with _new_database(cluster, "template1") as dsn:
+    async with _new_database(cluster, "template1", janitor) as dsn:
         yield dsn
 
 
 @pytest.fixture
-async def dsn(cluster: str, template: str) -> AsyncIterator[str]:
+async def dsn(cluster: str, template: str, janitor: ThreadPoolExecutor) -> AsyncIterator[str]:
     """A DSN of a new database with the current schema."""
-    async with _new_database(cluster, template) as dsn:
+    async with _new_database(cluster, template, janitor) as dsn:
         yield dsn
 
 
 @asynccontextmanager
-async def _new_database(cluster: str, template: str) -> AsyncIterator[str]:
+async def _new_database(
+    cluster: str, template: str, janitor: ThreadPoolExecutor
+) -> AsyncIterator[str]:
     name = f"baton_test_{secrets.token_hex(6)}"
     connection = await asyncpg.connect(cluster)
-    try:
-        await connection.execute(f"create database {name} template {template}")
-        yield with_database(cluster, name)
-        await connection.execute(f"drop database {name} with (force)")
-    finally:
-        await connection.close()
+    await connection.execute(f"create database {name} template {template} strategy wal_log")
+    await connection.close()
+    yield with_database(cluster, name)
+    janitor.submit(asyncio.run, _execute(cluster, f"drop database {name} with (force)"))
+
+
+async def _execute(dsn: str, *statements: str) -> None:
+    connection = await asyncpg.connect(dsn)
+    for statement in statements:
+        await connection.execute(statement)
+    await connection.close()
 
 
 @pytest.fixture

@@ -115,7 +115,8 @@ class Gate:
         self._listener = socket.create_server(("127.0.0.1", 0))
         here = f"{address.username}@127.0.0.1:{self._listener.getsockname()[1]}"
         self.dsn = urlunsplit(address._replace(netloc=here, query=""))
-        self._writers: set[asyncio.StreamWriter] = set()
+        self._clients: set[asyncio.StreamWriter] = set()
+        self._servers: set[asyncio.StreamWriter] = set()
         self._silent = asyncio.Event()
         self._server: asyncio.Server | None = None
 
@@ -127,8 +128,14 @@ class Gate:
         """Refuse new connections and cut those that are there, like a server that was killed."""
         assert self._server
         self._server.close()
-        for writer in self._writers:
+        for writer in self._clients | self._servers:
             writer.transport.abort()
+
+    def say_goodbye(self) -> None:
+        """Tell the clients what a server tells them when it ends their session, just before."""
+        fields = b"SFATAL\0VFATAL\0C57P01\0Mterminating connection\0\0"
+        for writer in self._clients:
+            writer.write(b"E" + (len(fields) + 4).to_bytes(4, "big") + fields)
 
     def silence(self) -> None:
         """Accept bytes and pass none on, like a network that swallows packets."""
@@ -139,10 +146,12 @@ class Gate:
             back, forth = await asyncio.open_unix_connection(self._socket)
         else:
             back, forth = await asyncio.open_connection(self._host, self._port)
-        self._writers |= {writer, forth}
+        self._clients.add(writer)
+        self._servers.add(forth)
         with contextlib.suppress(OSError):
             await asyncio.gather(self._pump(reader, forth), self._pump(back, writer))
-        self._writers -= {writer, forth}
+        self._clients.discard(writer)
+        self._servers.discard(forth)
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65_536):
@@ -286,16 +295,27 @@ async def test_an_absent_database_is_503_within_seconds_and_nothing_else(
         assert (await send(base_url, ["GET /healthz HTTP/1.1"])).status == 200
 
 
-async def test_a_database_that_was_cut_off_is_used_again_at_once(
-    dsn: str, caller: Caller, base_url: str, sql: asyncpg.Connection
+async def test_a_connection_that_was_cut_off_is_replaced_at_once(
+    caller: Caller, sql: asyncpg.Connection
 ) -> None:
     assert (await caller.http.get("/projects")).status_code == 200
     await sql.execute(
-        "select pg_terminate_backend(pid) from pg_stat_activity"
+        "select pg_terminate_backend(pid, 5000) from pg_stat_activity"
         " where datname = current_database() and pid <> pg_backend_pid()"
     )
-    answers = [(await caller.http.get("/projects")).status_code for _ in range(3)]
+    answers = [(await caller.http.get("/projects")).status_code for _ in range(2)]
     assert set(answers) <= {200, 503} and answers[-1] == 200
+
+
+async def test_a_connection_that_is_being_cut_off_is_503(dsn: str, caller: Caller) -> None:
+    gate = Gate(dsn)
+    await gate.open()
+    async with serving(gate.dsn) as (base_url, _):
+        head = ["GET /api/v1/projects HTTP/1.1", f"Authorization: Bearer {caller.key}"]
+        assert (await send(base_url, head)).status == 200
+        gate.say_goodbye()
+        assert_error(await send(base_url, head), 503, "between goodbye and the end")
+        gate.shut()
 
 
 async def test_a_database_that_swallows_statements_is_503(
