@@ -8,7 +8,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test check fix lock
+.PHONY: help install demo run test chaos check fix lock
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ run: install ## API and worker on http://127.0.0.1:8000, PostgreSQL included
 
 test: install ## Tests; ARGS="-k embedded -x" goes to pytest
 	$(BIN)/pytest $(ARGS)
+
+chaos: install ## Break it in every way (15 minutes); ARGS="--only 6,16" picks
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 check: install ## What CI checks: format, lint, types, tests
 	$(BIN)/ruff format --check --quiet .
