@@ -449,16 +449,9 @@ create or replace trigger jobs_ended_is_final before update on jobs for each row
 create or replace function scope_fault(p_kind text, p_sources text[], p_filters jsonb) returns text
 language plpgsql stable as $$
 declare
+  v_field text := case p_kind when 'release_notes' then 'source' else 'sources' end;
   v_fault text;
 begin
-  select format('sources: there is no source named "%s".', name) into v_fault
-  from unnest(p_sources) as name
-  where name not in (select s.name from sources s)
-  limit 1;
-  if found then
-    return v_fault;
-  end if;
-
   select case
     when s.name is null then format('filters.%s: there is no source named "%s".', f.key, f.key)
     when f.value ? 'branches' and not s.has_branches
@@ -474,10 +467,17 @@ begin
     return v_fault;
   end if;
 
+  select format('%s: there is no source named "%s".', v_field, name) into v_fault
+  from unnest(p_sources) as name
+  where name not in (select s.name from sources s)
+  limit 1;
+  if found then
+    return v_fault;
+  end if;
+
   if p_kind in ('architecture_insight', 'release_notes') and p_sources is not null
     and not exists (select from sources s where s.name = any (p_sources) and s.has_branches) then
-    return format('%s: this artifact needs a code source such as github in its scope.',
-      case p_kind when 'release_notes' then 'source' else 'sources' end);
+    return format('%s: this artifact needs a code source such as github in its scope.', v_field);
   end if;
   return null;
 end

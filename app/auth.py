@@ -12,7 +12,7 @@ from starlette.requests import Request
 from app.errors import Unauthorized
 from app.wire import known_id
 
-_BEARER = re.compile(r"bearer +(fr_[A-Za-z0-9_-]{43})", re.ASCII | re.IGNORECASE)
+_BEARER = re.compile(r"(?i:bearer) +(fr_[A-Za-z0-9_-]{43})", re.ASCII)
 
 
 async def authenticate(request: Request) -> str:
