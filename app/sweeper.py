@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from app.db import Database, Unavailable
+from app.db import Database, Refused, Unavailable
 from app.queue import Bell
 
 log = logging.getLogger("baton.sweeper")
@@ -46,7 +46,7 @@ class Sweeper:
         self._braked_until = 0.0
 
     async def run(self) -> None:
-        """Sweep for ever; an outage of the database is waited out."""
+        """Sweep for ever; an outage of the database, or of its schema, is waited out."""
         tick = 0
         while True:
             try:
@@ -57,6 +57,8 @@ class Sweeper:
                     await self.reconcile_once()
             except Unavailable as error:
                 log.warning("sweep failed", extra={"cause": str(error)})
+            except Refused as error:  # no schema yet, or one that is being upgraded
+                log.error("sweep refused", extra={"cause": str(error)})
             tick += 1
             await asyncio.sleep(TICK)
 
