@@ -795,9 +795,10 @@ begin
 end
 $$;
 
--- How a job ends for good without an attempt that says so. Called under the job's lock.
+-- How a job ends for good other than by an answer. p_lease_token is that of the attempt which ended
+-- it, or null: a late attempt must not be told that it did. Called under the job's lock.
 create or replace function end_job(
-  p_job jobs, p_outcome text, p_error_code text, p_error text, p_error_meta jsonb
+  p_job jobs, p_lease_token uuid, p_outcome text, p_error_code text, p_error text, p_error_meta jsonb
 ) returns void
 language plpgsql as $$
 begin
@@ -805,8 +806,8 @@ begin
   delete from job_due where job_id = p_job.id;
   delete from procrastinate_jobs where id = p_job.ticket_id;
   update jobs
-  set status = 'failed', outcome = p_outcome, error_code = p_error_code, error = p_error,
-    error_meta = p_error_meta, rev = rev + 1, completed_at = baton_now(),
+  set status = 'failed', lease_token = p_lease_token, outcome = p_outcome, error_code = p_error_code,
+    error = p_error, error_meta = p_error_meta, rev = rev + 1, completed_at = baton_now(),
     updated_at = baton_now()
   where id = p_job.id;
 end
@@ -851,7 +852,8 @@ declare
 begin
   update jobs set provider_errors = provider_errors + 1 where id = p_job_id;
   if v_job.provider_errors + 1 >= 5 or v_due > v_job.deadline_at then
-    perform end_job(v_job, outcome_of(p_error_code), p_error_code, p_error, p_error_meta);
+    perform end_job(
+      v_job, p_lease_token, outcome_of(p_error_code), p_error_code, p_error, p_error_meta);
     return 'failed';
   end if;
   perform back_to_pending(v_job);
@@ -871,7 +873,7 @@ declare
 begin
   update jobs set crashes = crashes + 1 where id = p_job_id;
   if v_job.crashes + 1 >= 3 then
-    perform end_job(v_job, 'failed', 'worker_lost', p_error, p_error_meta);
+    perform end_job(v_job, p_lease_token, 'failed', 'worker_lost', p_error, p_error_meta);
     return 'failed';
   end if;
   perform back_to_pending(v_job);
@@ -911,7 +913,7 @@ begin
 
   if v_job.deadline_at < baton_now() then
     perform end_job(
-      v_job, case when v_job.attempt = 0 then 'expired' else 'timed_out' end, 'timeout',
+      v_job, null, case when v_job.attempt = 0 then 'expired' else 'timed_out' end, 'timeout',
       'The job was not done by its deadline.',
       jsonb_build_object('retryable', true, 'attempts', v_job.attempt,
         'stage', case v_job.status when 'pending' then 'queued' else 'generating' end));
@@ -925,7 +927,7 @@ begin
 
   if v_job.attempt >= 10 then
     perform end_job(
-      v_job, 'failed', 'worker_lost', 'The worker was lost again and again while it ran this job.',
+      v_job, null, 'failed', 'worker_lost', 'The worker was lost again and again while it ran this job.',
       jsonb_build_object('retryable', true, 'attempts', v_job.attempt));
     return 'failed';
   end if;
