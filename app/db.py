@@ -180,9 +180,15 @@ class Database:
 
 @asynccontextmanager
 async def open_database(
-    dsn: str, *, application_name: str, size: int, command_timeout: float = COMMAND_TIMEOUT
+    dsn: str,
+    *,
+    application_name: str,
+    size: int,
+    command_timeout: float = COMMAND_TIMEOUT,
+    **settings: str,
 ) -> AsyncIterator[Database]:
-    """Open a pool of at most `size` connections and close it at the end.
+    """Open a pool of at most `size` connections and close it at the end. `settings` are session
+    settings that differ from `SETTINGS`.
 
     The server need not be there: the first connection is made for the first query, so that a
     process can start, say that it is not ready, and become ready by itself.
@@ -196,7 +202,7 @@ async def open_database(
             reset=_keep,
             timeout=ACQUIRE_TIMEOUT,
             command_timeout=command_timeout,
-            server_settings={**SETTINGS, "application_name": application_name},
+            server_settings={**SETTINGS, **settings, "application_name": application_name},
         )
     try:
         yield Database(pool, dsn)

@@ -59,7 +59,11 @@ async def store(
         db.NotFound: the user may not see the project.
         db.InvalidRequest: an event names an unknown source; nothing is stored.
     """
-    row = await database.row("ingest_events", user_id, project_id, events, timeout=STORE_TIMEOUT)
+    async with database.transaction() as connection:
+        await connection.value("allow_time", f"{STORE_TIMEOUT - 1:.0f}s")
+        row = await connection.row(
+            "ingest_events", user_id, project_id, events, timeout=STORE_TIMEOUT
+        )
     assert row is not None
     return row["accepted"], row["duplicates"]
 

@@ -37,6 +37,8 @@ HEADERS_LIMIT = 16 * 1024  # bytes of all header names and values together
 URI_LIMIT = 8 * 1024  # bytes of path and query
 POOL_SIZE = 10  # connections; a request holds one for milliseconds
 COMMAND_TIMEOUT = 1.5  # seconds; a client learns soon that the database does not answer
+# The database gives up before we do: what a client was told is unknown must not be stored later.
+STATEMENT_TIMEOUT, LOCK_TIMEOUT = "1200ms", "1s"
 
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
 
@@ -180,6 +182,7 @@ OPERATIONS = (
         response=schemas.Health,
         tag="Health",
         public=True,
+        database=False,
     ),
     Operation(
         method="GET",
@@ -212,6 +215,8 @@ def create_app(settings: Settings) -> Starlette:
                 application_name="baton serve",
                 size=POOL_SIZE,
                 command_timeout=COMMAND_TIMEOUT,
+                statement_timeout=STATEMENT_TIMEOUT,
+                lock_timeout=LOCK_TIMEOUT,
             ) as database,
             hung_bell(database) as bell,
             background(Sweeper(database, bell).run()),

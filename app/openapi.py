@@ -34,6 +34,7 @@ class Operation:
     query: type[BaseModel] | None = None
     status: int = 200
     public: bool = False  # needs no key
+    database: bool = True  # asks the database
 
     @property
     def name(self) -> str:
@@ -52,7 +53,7 @@ ERRORS = {
     415: "The body is of a type that this route does not read.",
     431: "The headers are over the limit.",
     500: "Unexpected; the log has it by the request id.",
-    503: "The database is away. Nothing was stored; try again after `Retry-After`.",
+    503: "The database is away or too slow; try again after `Retry-After`.",
 }
 
 _ID = "019ab3f2-6f2e-7c1a-9d0e-5b7c8a1e2f30"
@@ -243,12 +244,13 @@ def _operation(
             str(operation.status): {
                 "description": (operation.response.__doc__ or "").strip(),
                 "content": _content(operation.response, refs[operation.response, "serialization"]),
-                "headers": _headers(operation),
+                "headers": _headers(operation.status),
             },
             **{
                 str(status): {
                     "description": ERRORS[status],
                     "content": _content(schemas.Error, refs[schemas.Error, "serialization"]),
+                    "headers": _headers(status),
                 }
                 for status in _errors(operation)
             },
@@ -282,18 +284,24 @@ def _errors(operation: Operation) -> Iterator[int]:
         yield 400
     if not operation.public:
         yield 401
+    if "{" in operation.path or any(
+        model and "project_id" in model.model_fields for model in (operation.body, operation.query)
+    ):
         yield 404
     if operation.body:
         yield from (408, 413, 415)
-    yield from (414, 431, 500, 503)
+    yield from (414, 431, 500)
+    if operation.database:
+        yield 503
 
 
-def _headers(operation: Operation) -> dict[str, Any]:
+def _headers(status: int) -> dict[str, Any]:
     text = {"schema": {"type": "string"}}
     headers = {"X-Request-Id": {"description": "Also in every log line of the request.", **text}}
-    if operation.status == 202:
+    if status == 202:
         headers["Location"] = {"description": "The job to poll.", **text}
-        headers["Retry-After"] = {"description": "Seconds until the first poll.", **text}
+    if status in (202, 503):
+        headers["Retry-After"] = {"description": "Seconds to wait before asking again.", **text}
     return headers
 
 

@@ -144,6 +144,10 @@ left join organizations o on o.id = p.organization_id
 where a.user_id = $1
 order by p.name, p.id;
 
+-- name: allow_time
+-- $1 how long, such as 8s. For the next statements of this transaction.
+select set_config('statement_timeout', $1, true);
+
 -- name: ingest_events
 -- $1 user, $2 project, $3 array of events. BT404, BT400.
 select accepted, duplicates from ingest_events($1, $2, $3);
@@ -170,11 +174,15 @@ limit $4;
 select exists (select from sources where name = $1);
 
 -- name: list_facets
--- $1 user, $2 project or null. What the events of the visible projects really hold.
+-- $1 user, $2 project or null. What the events of the visible projects really hold, and what a
+-- filter may ask for: an event may name a branch though its source has none.
 select f.source, f.dimension, f.resource, f.value
 from project_access a
 join event_facets f on f.project_id = a.project_id
+join sources s on s.name = f.source
 where a.user_id = $1 and ($2::uuid is null or a.project_id = $2)
+  and (f.dimension <> 'branches' or s.has_branches)
+  and (f.dimension <> 'priorities' or s.has_priorities)
 group by f.source, f.dimension, f.resource, f.value
 order by f.source, f.dimension, f.resource, f.value;
 

@@ -207,7 +207,9 @@ class EventInput(Strict):
     branch: Line | None = None
     priority: Line | None = None
     author: Line | None = None
-    url: Annotated[str, StringConstraints(max_length=URL_MAX, pattern=r"^https?://")] | None = None
+    url: (
+        Annotated[str, StringConstraints(max_length=URL_MAX, pattern=r"^(?i:https?)://")] | None
+    ) = None
     occurred_at: Time | None = Field(None, description="Now, when omitted.")
     metadata: Metadata | None = None
 

@@ -47,7 +47,8 @@ class Extractive:
             draft = await asyncio.to_thread(extract, context)
         except NothingToSay:
             raise NoResult(
-                f"The {len(context.events)} events in scope say nothing that could be reported."
+                "What is in scope says nothing that could be reported "
+                f"(events: {len(context.events)})."
             ) from None
         return Completion(draft=draft, model=MODEL)
 

@@ -159,10 +159,19 @@ class Caller:
         return dict(response.json())
 
 
+def loopback() -> socket.socket:
+    """A listening port of loopback. Made with its protocol named: only then does asyncio switch Nagle's
+    algorithm off, which costs 40 ms a request."""
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(128)
+    return listener
+
+
 @pytest.fixture
 async def base_url(dsn: str) -> AsyncIterator[str]:
     """The API, listening on a port of loopback, on the test's database."""
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = loopback()
     app = create_app(Settings(database_url=dsn))
     server = uvicorn.Server(
         uvicorn.Config(app, http="httptools", log_config=None, access_log=False)

@@ -11,6 +11,7 @@ from conftest import Caller
 from test_error_shape import Gate, send, serving
 
 from app.db import Connection
+from app.main import COMMAND_TIMEOUT
 
 Drain = Callable[..., Awaitable[None]]
 CONTRACT = {
@@ -279,6 +280,15 @@ async def test_a_ticket_that_cannot_be_had_in_time_is_503_and_no_job(
         answer = await caller.http.post("/handoffs", json={"project_id": caller.project_id})
     assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
     assert await counts(sql) == (0, 0)
+
+
+async def test_the_database_gives_up_on_a_statement_before_the_api_does(dsn: str) -> None:
+    """Else a 503 is answered while the job is still on its way into the table."""
+    async with serving(dsn) as (_, app):
+        for name in ("lock_timeout", "statement_timeout"):
+            query = "select setting::int / 1000.0 from pg_settings where name = $1"
+            seconds = await app.state.database.pool.fetchval(query, name)
+            assert 0 < seconds < COMMAND_TIMEOUT, name
 
 
 async def test_a_database_that_goes_away_before_the_answer_is_no_202(
