@@ -160,7 +160,7 @@ class Caller:
 
 
 def loopback() -> socket.socket:
-    """A listening port of loopback. Made with its protocol named: only then does asyncio switch Nagle's
+    """A listening port of loopback, its protocol named: only then does asyncio switch Nagle's
     algorithm off, which costs 40 ms a request."""
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
