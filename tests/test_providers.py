@@ -69,7 +69,7 @@ async def test_the_loop_keeps_ticking_while_the_provider_works(
 async def test_nothing_to_say_is_no_result_and_counts_what_was_read() -> None:
     with pytest.raises(NoResult) as caught:
         await Extractive().complete(context())
-    assert "0 events" in caught.value.sentence
+    assert "(events: 0)" in caught.value.sentence
     assert caught.value.code == "no_result"
 
 
