@@ -5,9 +5,17 @@
     isolated   an attempt in a process of its own, for jobs that may kill theirs
     generate   the artifact: load events -> context -> provider -> ground -> render
     context    events -> what a provider reads
-    providers  who turns context into a draft; `extractive` (on `signals`) is the built-in one
+    providers  who turns context into a draft; `extractive` is the built-in one
     render     draft -> Markdown
     outcomes   how an attempt can end
+
+How `extractive` reads, from an event up to an artifact:
+
+    lines, references, paths, kinds, cues    what a text, a path or a sentence tells
+    signals                                  one event, read
+    changes, reading                         events together: what is one change, what is open
+    statements, passages, areas              what may be said, and what several artifacts say
+    handoff, notes, onboarding, architecture, correlation    an artifact each
 
 Of `app/` it sees only what both sides share: settings, background, connector, db, queue, sweeper,
 schemas.

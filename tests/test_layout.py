@@ -11,8 +11,11 @@ app.logs app.settings app.background app.connector app.embedded app.schemas app.
 app.queue app.sweeper app.errors app.wire app.auth app.events app.jobs app.resources app.openapi
 app.main
 app.client app.supervisor app.terminal app.operator app.demo
-tasks.outcomes tasks.context tasks.signals tasks.extractive tasks.providers tasks.render
-tasks.generate tasks.isolated tasks.executor tasks.worker
+tasks.outcomes tasks.context
+tasks.lines tasks.references tasks.paths tasks.kinds tasks.cues tasks.signals tasks.statements
+tasks.changes tasks.reading tasks.passages tasks.areas
+tasks.handoff tasks.notes tasks.onboarding tasks.architecture tasks.correlation tasks.extractive
+tasks.providers tasks.render tasks.generate tasks.isolated tasks.executor tasks.worker
 app.__main__
 """
 ORDER = LISTED.split()

@@ -1,0 +1,206 @@
+"""Cross-source correlation: activity of different sources that belongs together, in order of time.
+
+The one rule: a shared reference is evidence, similar titles are weaker evidence and say so.
+"""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+
+from app.schemas import Correlation, CorrelationDraft, Statement
+from tasks.lines import line, words
+from tasks.passages import SUMMARY_IDS
+from tasks.reading import Reading
+from tasks.references import GIT_SOURCES, TICKET, as_written, branch_tickets
+from tasks.signals import Signal
+from tasks.statements import CANDIDATES, count, day_of, ids_of, listed, lowered, period_of
+
+WEAK_TIE = 0.5  # share of common words that ties events of different sources
+WEAK_HOURS = 72  # and how far apart in time they may be
+HUB = 25  # events that share a reference before it says nothing any more
+STEP_WORDS = {
+    ("ticket", "open"): "opened in", ("ticket", "closed"): "closed in",
+    ("ticket", ""): "updated in",
+    ("incident", "open"): "reported by", ("incident", "closed"): "resolved in",
+    ("pull", "open"): "taken up in", ("pull", "closed"): "closed in", ("pull", ""): "taken up in",
+}  # fmt: skip
+
+Group = tuple[list[str], list[Signal]]  # what ties the events, and the events in order of time
+
+
+def correlation(reading: Reading) -> CorrelationDraft:
+    """Activity of different sources that shares a reference, told in the order of time."""
+    sources = sorted({signal.event.source for signal in reading.signals})
+    groups = _tied(reading, across=len(sources) > 1)
+    if len(sources) > 1:
+        groups += _alike(reading, groups)
+    correlations = [_told(keys, members) for keys, members in groups[:20]]
+    name = line(reading.context.project_name, 80)
+    texts = [told.title for told in correlations[:2]]
+    period = period_of([signal.event.occurred_at for signal in reading.signals])
+    text = (
+        f"{count(len(correlations), 'thread')} of work across {listed(sources, 5)}, {period}: "
+        f"{'; '.join(line(title, 90) for title in texts)}."
+    )
+    ids = list(dict.fromkeys(event_id for c in correlations for event_id in c.event_ids))
+    return CorrelationDraft(
+        title=f"{name}: {listed([line(title, 60) for title in texts], 2)}",
+        summary=Statement(text=text, event_ids=ids[:SUMMARY_IDS]),
+        correlations=correlations,
+    )
+
+
+def _tied(reading: Reading, *, across: bool) -> list[Group]:
+    """Groups by shared references; references with nearly the same events are one group."""
+    mentions: dict[str, list[Signal]] = defaultdict(list)
+    known = {s.own for s in reading.signals if s.own.startswith("@")}
+    resolved = _resolver(reading)
+    for signal in reading.signals:
+        for key in () if signal.bot else resolved(signal):
+            if not key.startswith("@") or key in known:
+                mentions[key].append(signal)
+    groups: list[tuple[list[str], dict[str, Signal]]] = []
+    places: dict[str, list[int]] = defaultdict(list)  # event id -> groups that hold it
+    widths = {key: len({s.event.source for s in named}) for key, named in mentions.items()}
+    for key in sorted(mentions, key=lambda key: (-widths[key], _own_rank(key), key)):
+        members = {signal.event.id: signal for signal in mentions[key]}
+        if len(members) < 2 or len(members) > HUB or (across and widths[key] < 2):
+            continue
+        near = Counter(at for event_id in members for at in places[event_id][:CANDIDATES])
+        at, common = min(near.items(), key=lambda pair: (-pair[1], pair[0]), default=(-1, 0))
+        keys, others = groups[at] if common else ([], {})
+        if common * 2 > min(len(members), len(others)) and len(others) <= HUB:
+            keys.append(key)
+        else:
+            at, keys, others = len(groups), [key], {}
+            groups.append((keys, others))
+        for event_id in members.keys() - others.keys():
+            places[event_id].append(at)
+        others.update(members)
+    return [(keys, sorted(members.values(), key=_when)) for keys, members in groups]
+
+
+def _resolver(reading: Reading) -> Callable[[Signal], list[str]]:
+    """How to read an event's references among those of all the others.
+
+    A key in a branch name counts when somebody wrote it out, and a bare number in a chat when
+    there is no doubt about its repository.
+    """
+    written = frozenset(key for s in reading.signals for key in s.references if "-" in key)
+    sources = (s.event for s in reading.signals if s.event.source in GIT_SOURCES)
+    repositories = sorted({event.resource.casefold() for event in sources if event.resource})
+    names = {
+        repository: re.compile(rf"(?<![\w-]){re.escape(repository.rpartition('/')[2])}(?![\w-])")
+        for repository in repositories[:CANDIDATES]
+    }
+
+    def resolved(signal: Signal) -> list[str]:
+        keys = dict.fromkeys(signal.references)
+        for branch in (signal.event.branch, signal.head):
+            keys.update((k, None) for k in branch_tickets(branch) if k in written)
+        if signal.unresolved:
+            spoken = f"{signal.event.title[:1_000]} {(signal.event.content or '')[:4_000]}"
+            named = [name for name, found in names.items() if found.search(spoken.casefold())]
+            candidates = repositories if len(repositories) == 1 else named
+            if len(candidates) == 1:
+                keys.update((f"{candidates[0]}{number}", None) for number in signal.unresolved)
+        return list(keys)
+
+    return resolved
+
+
+def _own_rank(key: str) -> int:
+    """Tickets name a thread best, then pull requests, then commits, then addresses."""
+    if TICKET.fullmatch(key):
+        return 0
+    return 1 if "#" in key else 2 if key.startswith("@") else 3
+
+
+def _alike(reading: Reading, groups: Sequence[Group]) -> list[Group]:
+    """Weaker evidence: titles that share most of their words, close in time."""
+    tied = {signal.event.id for _, members in groups for signal in members}
+    index: dict[str, list[int]] = defaultdict(list)
+    free = [
+        s for s in reading.signals if s.event.id not in tied and s.kind != "noise" and not s.bot
+    ]
+    bags = [words(signal.text) for signal in free]
+    found: list[Group] = []
+    used: set[int] = set()
+    for at, bag in enumerate(bags):
+        near = Counter(other for word in bag for other in index[word][-CANDIDATES:])
+        for word in bag:
+            index[word].append(at)
+        closest = sorted(near.items(), key=lambda pair: (-pair[1], pair[0]))[:CANDIDATES]
+        for other, common in closest:
+            one, two = free[at], free[other]
+            if common < 3 or {at, other} & used or one.event.source == two.event.source:
+                continue
+            apart = abs(one.event.occurred_at - two.event.occurred_at)
+            if common / len(bag | bags[other]) >= WEAK_TIE and apart <= timedelta(hours=WEAK_HOURS):
+                used.update((at, other))
+                found.append(([], sorted((one, two), key=_when)))
+    return found
+
+
+def _told(keys: Sequence[str], members: Sequence[Signal]) -> Correlation:
+    """One thread of work as a sentence: who saw it first, where it was discussed, what fixed it."""
+    shown = [as_written(key, several=True) for key in keys]
+    steps: dict[tuple[str, str], list[Signal]] = {}
+    for signal in members:
+        steps.setdefault(_step(signal, keys), []).append(signal)
+    parts = [
+        what + (f" ({len(by)} times)" if len(by) > 1 else "") for (what, _), by in steps.items()
+    ]
+    best = min(
+        members, key=lambda s: (s.role not in ("ticket", "incident"), s.role == "chat", not s.text)
+    )
+    title = line(best.text or shown[0] if shown else best.text, 110)
+    if shown and shown[0] not in title:
+        title = line(f"{shown[0]}: {lowered(title)}" if title else shown[0])
+    if shown:
+        text = f"{shown[0]} was {listed(parts[:6], 6)}. Tied by {listed(shown, 4)}"
+    else:
+        apart = members[-1].event.occurred_at - members[0].event.occurred_at
+        hours = max(1, round(apart / timedelta(hours=1)))
+        text = f"Similar titles within {count(hours, 'hour')}, weaker evidence: {listed(parts, 4)}"
+    return Correlation(
+        title=title, text=line(text, 500), references=shown[:12],
+        sources=list(dict.fromkeys(signal.event.source for signal in members)),
+        event_ids=ids_of(members),
+    )  # fmt: skip
+
+
+def _step(signal: Signal, keys: Sequence[str]) -> tuple[str, str]:
+    """One step of a thread, "discussed in slack (#backend)", and what makes it the same step."""
+    source, where = signal.event.source, line(signal.event.resource or "", 80)
+    date = day_of(signal.event.occurred_at)
+    if signal.role == "change":
+        name = as_written(signal.pull or signal.own, several=True) or f"{source} {where}".strip()
+        if keys and keys[0] in (signal.pull, signal.own):
+            return f"merged on {date}", name
+        fixes = any(key in signal.closes for key in keys)
+        verb = "reverted" if signal.reverts else "fixed" if fixes else "changed"
+        return f"{verb} by {name} on {date}", name
+    if signal.role in ("ticket", "incident") and keys and signal.own not in keys:
+        return (
+            f"named in {source}{f' {line(signal.own)}' if signal.own else ''} on {date}",
+            f"named{source}{signal.own}",
+        )
+    if signal.role in ("chat", "release", "other"):
+        verb = {"chat": "discussed in", "release": "released in"}.get(signal.role, "mentioned in")
+        return (
+            f"{verb} {source}{f' ({where})' if where else ''} on {date}",
+            f"{verb}{source}{where}",
+        )
+    verb = STEP_WORDS.get((signal.role, signal.state), "updated in")
+    own = (
+        as_written(signal.own, several=True)
+        if signal.role == "pull" and signal.own not in keys[:1]
+        else ""
+    )
+    return f"{verb} {own or source} on {date}", f"{verb}{own or source}"
+
+
+def _when(signal: Signal) -> tuple[datetime, str]:
+    return signal.event.occurred_at, signal.event.id

@@ -1,0 +1,66 @@
+"""What belongs together across sources."""
+
+import pytest
+from stories import chat, correlations, event, ticket
+
+from tasks.extractive import NothingToSay
+
+
+def test_a_shared_key_ties_sources_and_is_told_in_order_of_time() -> None:
+    draft = correlations(
+        ticket("Login loops on Safari", hour=1, external_id="ENG-42"),
+        chat("Anyone looking at ENG-42?", hour=2),
+        event("Set SameSite=Lax (#12)", "Fixes ENG-42", hour=3),
+        chat("Lunch anyone at noon", hour=4),
+    )
+    [found] = draft.correlations
+    assert found.references == ["ENG-42"]
+    assert found.sources == ["linear", "slack", "github"]
+    assert found.text == (
+        "ENG-42 was opened in linear on 2 Mar, discussed in slack (backend) on 2 Mar and "
+        "fixed by acme/web#12 on 2 Mar. Tied by ENG-42"
+    )
+    assert len(found.event_ids) == 3
+
+
+def test_a_branch_that_holds_a_key_ties_its_commit() -> None:
+    draft = correlations(
+        ticket("Login loops on Safari", external_id="ENG-42"),
+        event("Set the cookie", hour=1, branch="ada/eng-42-cookie"),
+    )
+    assert draft.correlations[0].references == ["ENG-42"]
+
+
+def test_the_same_number_of_two_repositories_ties_nothing() -> None:
+    with pytest.raises(NothingToSay):
+        correlations(
+            event("Add seats (#12)"),
+            event("Add plans (#12)", hour=1, source="gitlab", resource="acme/api"),
+        )
+
+
+def test_a_bare_number_in_a_chat_needs_one_repository_or_its_name() -> None:
+    web, api = event("Add seats (#12)"), event("Add plans (#12)", hour=1, resource="acme/api")
+    said = chat("Is #12 the cause of the outage?", hour=2)
+    assert correlations(web, said).correlations[0].references == ["acme/web#12"]
+    with pytest.raises(NothingToSay):
+        correlations(web, api, said)
+    named = chat("Is #12 of api the cause of the outage?", hour=2)
+    assert correlations(web, api, named).correlations[0].references == ["acme/api#12"]
+
+
+def test_similar_titles_close_in_time_are_weaker_evidence() -> None:
+    crash = "TypeError in checkout permissions lookup"
+    near = [
+        event(crash, hour=1, source="sentry", event_type="issue.created"),
+        ticket(f"{crash} crashes", hour=3),
+    ]
+    [found] = correlations(*near).correlations
+    assert "weaker evidence" in found.text
+    with pytest.raises(NothingToSay):
+        correlations(near[0], ticket(f"{crash} crashes", hour=200))
+
+
+def test_one_source_alone_is_tied_within_itself() -> None:
+    draft = correlations(event("Add seats, see ENG-4"), event("Fix seats for ENG-4", hour=1))
+    assert draft.correlations[0].sources == ["github"]
