@@ -20,7 +20,7 @@ import asyncpg
 import pytest
 
 SEEDS = int(os.environ.get("BATON_MODEL_SEEDS", "6"))
-JOBS = 150
+JOBS = 100
 WORKERS = 6  # connections that run attempts
 SWEEPERS = 3
 LEASE = 15.0  # seconds

@@ -93,6 +93,27 @@ async def kill_after_complete(lab: Lab) -> None:
     lab.completed(jobs)
 
 
+@scenario("7-late", "the finish of a killed worker arrives while the next one runs", limit=20)
+async def late_finish(lab: Lab) -> None:
+    lab.calls_allowed = 2
+    _, [worker] = await lab.start(workers=1, proxied=True)
+    assert worker.proxy
+    # A statement that is being prepared has its timeout running; so prepare it everywhere first.
+    await lab.submit(*["sleep=1"] * 20)
+    await lab.ended()
+    rule = Rule("complete_job(", "late", seconds=25)
+    worker.proxy.rules.append(rule)
+    jobs = await lab.submit("sleep=0.5@1 sleep=15@2")
+    await rule.seen.wait()
+    worker.kill()
+    await lab.stack.worker()
+    await lab.called(jobs, 24, times=2)
+    await asyncio.sleep(max(0.0, worker.died + 27 - time.monotonic()) if worker.died else 0)
+    lab.expect(jobs[0].status == "processing", "the late finish was not refused")
+    await lab.ended()
+    lab.completed(jobs)
+
+
 @scenario("8", "kill -9 of all workers, new ones much later", limit=20)
 async def kill_all(lab: Lab) -> None:
     lab.calls_allowed = 2
@@ -184,15 +205,15 @@ async def poison_isolated(lab: Lab) -> None:
 async def freeze_worker(lab: Lab) -> None:
     lab.calls_allowed = 2
     await lab.start()
-    jobs = await lab.run(*["sleep=10@1 sleep=1"] * 6)
+    jobs = await lab.run(*["sleep=10@1 sleep=50@2"] * 6)  # the second runs when the zombie wakes
     zombie = lab.owner(jobs[0])
     held = [job for job in jobs if lab.owner(job) is zombie]
     zombie.freeze()
     frozen = time.monotonic()
-    await lab.ended(seconds=55)
     await asyncio.sleep(frozen + 60 - time.monotonic())
     zombie.thaw()
     code = await zombie.exited(20)
+    await lab.ended()
     lab.completed(jobs)
     refused = len(zombie.said("fenced")) + len(zombie.said("lease lost"))
     lab.expect(refused == len(held), f"{refused} of {len(held)} results of the zombie refused")
@@ -204,7 +225,7 @@ async def freeze_worker(lab: Lab) -> None:
 async def blocked_loop(lab: Lab) -> None:
     lab.calls_allowed = 2
     await lab.start()
-    jobs = await lab.run(*["sleep=4@1 sleep=1"] * 3, "sleep=0.5 block=25@1")
+    jobs = await lab.run(*["sleep=4@1 sleep=1"] * 3, "sleep=0.5 block=25@1 sleep=15@2")
     blocked = lab.owner(jobs[-1])
     blocked.died = lab.stack.calls()[jobs[-1].tag][-1].started + 0.5
     await lab.ended()
@@ -381,18 +402,18 @@ async def partition(lab: Lab) -> None:
     lab.calls_allowed = 2
     await lab.start(workers=1)
     [alone, other] = [await lab.stack.worker(proxied=True), await lab.stack.worker(proxied=True)]
-    jobs = await lab.run(*["sleep=8@1 sleep=1"] * 9)
+    jobs = await lab.run(*["sleep=8@1 sleep=50@2"] * 9)  # the second runs when it is healed
     held = [job for job in jobs if lab.owner(job) is alone]
     assert alone.proxy
     alone.proxy.lose()
     alone.died = lost = time.monotonic()
     more = await lab.submit(*["sleep=1"] * 10)
-    await lab.ended(seconds=50)
     await asyncio.sleep(lost + 60 - time.monotonic())
     begun = [c for own in lab.stack.calls().values() for c in own if c.pid == alone.pid]
     lab.expect(all(c.started < lost + 0.5 for c in begun), "the cut off worker made new calls")
     alone.proxy.heal()
     code = await alone.exited(20)
+    await lab.ended()
     lab.completed([*jobs, *more])
     refused = len(alone.said("fenced")) + len(alone.said("lease lost"))
     lab.expect(refused == len(held), f"{refused} of {len(held)} results of the cut off refused")

@@ -18,6 +18,7 @@ Action = Literal[
     "cut",  # the server runs it, its answer is lost, and the connection breaks
     "reset",  # the connection breaks before the server has seen the statement
     "delay",  # the answer comes later
+    "late",  # the statement reaches the server later, even when its client is gone by then
 ]
 
 
@@ -27,7 +28,7 @@ class Rule:
 
     Args:
         times: to how many of them it happens; then it is spent.
-        seconds: for `delay`.
+        seconds: for `delay` and `late`.
         happened: called when it has happened; for `swallow` and `cut`, after the server answered.
     """
 
@@ -80,9 +81,11 @@ class _Link:
         self.proxy = proxy
         self.client = client
         self.server: asyncio.StreamWriter | None = None
+        self.answers: asyncio.StreamReader | None = None
         self.silent = False  # nothing passes any more, and nobody is told
         self._statements: dict[bytes, str] = {}  # by the name that the client gave them
         self._pending: Rule | None = None  # applies to the answer that comes next
+        self.late: asyncio.Task[None] | None = None  # delivers what was sent before the client died
 
     async def upstream(self, reader: asyncio.StreamReader) -> None:
         """Pass on what the client says."""
@@ -91,7 +94,11 @@ class _Link:
             rule = None
             for kind, payload in frames.feed(data):
                 rule = self._rule_for(kind, payload) or rule
-            if rule is not None and rule.action in ("hold", "reset"):
+            if rule is not None and rule.action == "late":
+                self.silent = True
+                self.late = asyncio.create_task(self._deliver(data, rule.seconds))
+                await rule.report()
+            elif rule is not None and rule.action in ("hold", "reset"):
                 self.silent = True
                 await rule.report()
                 if rule.action == "reset":
@@ -124,6 +131,13 @@ class _Link:
             if not self.silent:
                 self.client.write(data)
                 await self.client.drain()
+
+    async def _deliver(self, data: bytes, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        assert self.server
+        self.server.write(data)
+        await self.server.drain()
+        await asyncio.sleep(1)  # the server is at it; a broken connection would stop it
 
     def abort(self) -> None:
         """Break both halves without a farewell."""
@@ -159,6 +173,7 @@ class Proxy:
         self._target = target
         self._listener: asyncio.Server | None = None
         self._links: set[_Link] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._accepting = True
         self.passing = asyncio.Event()
         self.passing.set()
@@ -173,6 +188,10 @@ class Proxy:
     async def close(self) -> None:
         """End all connections and stop listening."""
         await self.refuse()
+        tasks = tuple(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def refuse(self) -> None:
         """As if nothing listened; what is connected breaks. `open` ends it."""
@@ -214,15 +233,24 @@ class Proxy:
         link = _Link(self, writer)
         link.silent = not self._accepting
         self._links.add(link)
+        task = asyncio.current_task()
+        assert task
+        self._tasks.add(task)
         try:
-            with suppress(OSError):
+            # Nobody but us cancels: a task of the streams that was cancelled makes noise.
+            with suppress(OSError, asyncio.CancelledError):
                 await self._join(link, reader)
+            if link.late is not None:
+                with suppress(OSError, asyncio.CancelledError):
+                    await link.late
         finally:
+            self._tasks.discard(task)
             self._links.discard(link)
             link.abort()
 
     async def _join(self, link: _Link, reader: asyncio.StreamReader) -> None:
         answers, link.server = await asyncio.open_connection("127.0.0.1", self._target)
+        link.answers = answers  # a connection whose reader nobody holds is broken by asyncio
         halves = [
             asyncio.create_task(link.upstream(reader)),
             asyncio.create_task(link.downstream(answers)),

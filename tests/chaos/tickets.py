@@ -8,6 +8,7 @@ from .lab import Lab, missing, scenario
 
 missing("40", "provider down for an hour", "a circuit breaker")
 missing("41", "cancel at every moment", "cancelling")
+missing("49", "two parallel submits for the last credit", "credits")
 
 
 @scenario("42", "every ticket is delivered four times", limit=0)
