@@ -29,6 +29,8 @@ async def test_a_blocked_event_loop_is_logged_with_the_stack_while_it_is_blocked
                 told.append(record)
                 seen.set()
 
+    # Nobody else may hear of it: the watching thread could still be telling them in the next test.
+    monkeypatch.setattr(logging.getLogger("baton.background"), "propagate", False)
     logging.getLogger("baton.background").addHandler(handler := Signal())
     try:
         async with background.background(watch_loop()):
