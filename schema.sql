@@ -362,6 +362,7 @@ create table if not exists jobs (
   attempt int not null default 0,  -- how many attempts have started
   lease_token uuid,  -- of the current attempt, or of the one that ended the job: the fence
   crashes int not null default 0,  -- attempts whose worker died
+  releases int not null default 0,  -- attempts that were given back; they count for nothing
   provider_errors int not null default 0,  -- attempts that ended in a retryable provider error
   ticket_id bigint,  -- the latest ticket; procrastinate_jobs.id
   rev bigint not null default 1,  -- grows with every change that a client can see
@@ -765,7 +766,8 @@ declare
   v_job jobs;
 begin
   update jobs
-  set status = 'pending', lease_token = null, rev = rev + 1, updated_at = baton_now()
+  set status = 'pending', lease_token = null, releases = releases + 1, rev = rev + 1,
+    updated_at = baton_now()
   where id = p_job_id and status = 'processing' and lease_token = p_lease_token
   returning * into v_job;
   if not found then
@@ -925,7 +927,7 @@ begin
     return null;
   end if;
 
-  if v_job.attempt >= 10 then
+  if v_job.attempt - v_job.releases >= 10 then
     perform end_job(
       v_job, null, 'failed', 'worker_lost', 'The worker was lost again and again while it ran this job.',
       jsonb_build_object('retryable', true, 'attempts', v_job.attempt));

@@ -47,14 +47,15 @@ for command in (
 
 
 @cli.command()
+@click.option("--greeting/--no-greeting", default=True, hidden=True)  # a key is not for a log
 @click.pass_obj
-def run(settings: Settings) -> None:
+def run(settings: Settings, greeting: bool) -> None:
     """Run the API and one worker; without DATABASE_URL with an embedded PostgreSQL."""
     logs.configure(settings.log)
     setproctitle("baton run")
     with _database_to_run_on(settings) as found:
         run_async(migrate(found, anew=False))
-        if settings.database_url is None:
+        if greeting and settings.database_url is None:
             run_async(_greet(replace(settings, database_url=found)))
         code = run_async(supervise(found))
     sys.exit(code)
@@ -136,12 +137,11 @@ async def _greet(settings: Settings) -> None:
     """The first time, make a user, a project and a key, and say how to use them."""
     assert settings.database_url
     async with opened(settings.database_url) as database:
-        if await database.value("has_user"):
+        if await database.value("has_key"):
             return
-        user_id = await database.value("create_user", demo.FIRST_USER)
-        project_id = await database.value("create_project", demo.FIRST_PROJECT, user_id, None)
-        raw_key = await database.value("create_api_key", user_id, "first start")
-    url = base_url(settings)
+        project = await demo.first_project(database)
+        raw_key = await database.value("create_api_key", project["owner_id"], "first start")
+    url, project_id = base_url(settings), project["id"]
     click.echo(
         f"\nBaton is new here. This API key is shown once:\n\n    {raw_key}\n\n"
         f"The project `{demo.FIRST_PROJECT}` is {project_id}. Ask for a handoff of it:\n\n"

@@ -63,8 +63,9 @@ TRANSIENT = (
 # A commit whose answer was lost may have happened; deferring again would make a second ticket.
 _NEVER_RETRIED = frozenset({sql.queries["defer_jobs"], sql.queries["defer_periodic_job"]})
 _PING = sql.queries["check_connection"]
-# Told to Procrastinate on every (re)connection, so that a job inserted in the gap is not missed.
-_WAKE_UP = '{"type":"job_inserted","job_id":0}'
+# "There are tickets", in Procrastinate's words. Also told to it on every (re)connection, so that
+# a ticket inserted in the gap is not missed.
+WAKE_UP = '{"type":"job_inserted","job_id":0}'
 
 
 async def init_connection(connection: asyncpg.Connection) -> None:
@@ -244,7 +245,7 @@ class AsyncpgConnector(connector.BaseAsyncConnector):
             try:
                 async with _listening(self._dsn, channels) as inbox:
                     delay = RECONNECT_DELAY[0]
-                    await on_notification(channel=channels[0], payload=_WAKE_UP)
+                    await on_notification(channel=channels[0], payload=WAKE_UP)
                     async for channel, payload in inbox:
                         await on_notification(channel=channel, payload=payload)
             except (asyncpg.PostgresError, *TRANSIENT) as error:

@@ -24,6 +24,7 @@ from app.terminal import Fault, base_url, dsn, find_project, with_pool
 
 FIRST_USER = "owner@localhost"  # of an embedded install; `baton key create --user` takes it
 FIRST_PROJECT = "demo"
+OCCASION = "baton handoff"  # the label of keys that live for one command; see `has_key`
 START_TIMEOUT = 60.0  # seconds for `baton demo` to see its own server ready
 
 
@@ -56,8 +57,8 @@ def demo(settings: Settings) -> None:
         local = replace(settings, database_url=found)
 
         async def store(database: Database) -> tuple[int, int, str]:
-            project_id = await _demo_project(database)
-            return await import_history(database, _this_repository(), project_id)
+            project = await first_project(database)
+            return await import_history(database, _this_repository(), project)
 
         accepted, duplicates, name = with_pool(local, store)
         click.echo(f"{name}: {accepted} events imported, {duplicates} already there.", err=True)
@@ -76,7 +77,7 @@ def _key(settings: Settings, wanted: str, given: str | None) -> Iterator[str]:
 
     async def create(database: Database) -> str:
         owner = (await find_project(database, wanted))["owner_id"]
-        return str(await database.value("create_api_key", owner, "baton handoff"))
+        return str(await database.value("create_api_key", owner, OCCASION))
 
     made = with_pool(settings, create)
 
@@ -126,12 +127,12 @@ def _running(settings: Settings) -> Iterator[tuple[str, str]]:
         return
     port = settings.port if _is_free(settings.port) else _free_port()
     url = base_url(replace(settings, host="127.0.0.1", port=port))
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     log_path = settings.data_dir / "demo.log"
     click.echo(f"Starting Baton at {url} (its log: {log_path}) …", err=True)
     with log_path.open("wb") as log_file:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "app", "run"],
+            [sys.executable, "-P", "-m", "app", "run", "--no-greeting"],
             env=child_environment(HOST="127.0.0.1", PORT=str(port)),
             stdout=log_file,
             stderr=subprocess.STDOUT,
@@ -190,7 +191,8 @@ def _last_activity(settings: Settings) -> str | None:
     return last.isoformat()
 
 
-async def _demo_project(database: Database) -> Any:
+async def first_project(database: Database) -> Any:
+    """The project of an install that is new, and its user: made if they are not there."""
     if not await database.rows("find_projects", FIRST_PROJECT):
         user_id = await database.value("find_user", FIRST_USER)
         user_id = user_id or await database.value("create_user", FIRST_USER)

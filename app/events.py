@@ -13,7 +13,7 @@ from starlette.responses import Response
 from app.auth import visible_project
 from app.db import Database
 from app.errors import InvalidRequest
-from app.schemas import EventInput, EventsQuery, EventsRequest
+from app.schemas import BATCH_MAX, EventInput, EventsQuery, EventsRequest
 from app.wire import (
     content_type,
     json_response,
@@ -26,7 +26,6 @@ from app.wire import (
 )
 
 BATCH_LIMIT = 1024 * 1024  # bytes
-BATCH_MAX = 1_000  # events
 STORE_TIMEOUT = 8.0  # seconds; a full batch on a slow disk takes longer than other statements
 NDJSON = "application/x-ndjson"
 

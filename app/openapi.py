@@ -191,7 +191,7 @@ EXAMPLES: dict[type[BaseModel], Any] = {
     },
     schemas.Health: {"status": "ok"},
     schemas.Error: {
-        "error": "lookbackDays: greater than or equal to 1.",
+        "error": "lookbackDays: must be greater than or equal to 1.",
         "code": "invalid_request",
         "request_id": "5f0c7a52c1e84a6f",
     },

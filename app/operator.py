@@ -1,6 +1,6 @@
 """What an operator does from the command line: keys, projects, imports, psql, doctor.
 
-Everything here is also a function or a view of the schema `ops`; the commands only save typing.
+Keys and projects are functions of the schema `ops` as well; those commands only save typing.
 """
 
 import asyncio
@@ -16,11 +16,10 @@ from app.db import Database, applied_version, current_version
 from app.embedded import EmbeddedUnavailable, program
 from app.events import store
 from app.history import NotARepository, open_history, read_events
+from app.schemas import BATCH_MAX
 from app.settings import Settings
+from app.sweeper import DEAD_AFTER
 from app.terminal import Fault, dsn, find_project, find_user, with_pool
-
-BATCH = 1_000  # events that an import stores in one transaction
-WORKER_FRESH = 30.0  # seconds without a heartbeat; a worker beats every 5
 
 
 @click.group()
@@ -166,7 +165,9 @@ def doctor(settings: Settings) -> None:
         findings += with_pool(settings, _examine)
     except click.ClickException as error:
         findings.append(("database", False, error.message))
-    findings.append(("provider", True, f"{settings.provider}: built in, nothing to reach"))
+    own = settings.provider != "extractive"
+    told = "not tried here; a worker says at its start" if own else "built in, nothing to reach"
+    findings.append(("provider", True, f"{settings.provider}: {told}"))
     for name, good, finding in findings:
         click.echo(f"{'ok  ' if good else 'FAIL'}  {name:<14} {finding}")
     if not all(good for _, good, _ in findings):
@@ -190,7 +191,7 @@ async def import_history(
             length=history.commits + history.tags, label=history.name, file=sys.stderr
         ) as bar:
             events = read_events(history, source=source)
-            while batch := list(islice(events, BATCH)):
+            while batch := list(islice(events, BATCH_MAX)):
                 for event in batch:
                     event["occurred_at"] = event["occurred_at"].isoformat()
                 new, known = await store(database, project["owner_id"], project["id"], batch)
@@ -215,7 +216,7 @@ async def _examine(database: Database) -> list[tuple[str, bool, str]]:
     ]
     if applied is not None:
         seen = await database.value("worker_seen")
-        fresh = seen is not None and seen < WORKER_FRESH
+        fresh = seen is not None and seen < DEAD_AFTER
         finding = "none has registered" if seen is None else f"last sign {seen:.0f} s ago"
         findings.append(("worker", fresh, finding))
     return findings

@@ -331,9 +331,9 @@ cross join lateral (
 order by e.occurred_at desc, e.id desc
 limit $7;
 
--- name: has_user
--- Is this install new?
-select exists (select from users);
+-- name: has_key
+-- Has a person ever got a key here? Those that `baton demo` makes for itself do not count.
+select exists (select from api_keys where label <> 'baton handoff');
 
 -- name: server_version
 -- For `baton doctor`.

@@ -8,12 +8,13 @@ because the row in `jobs` is the truth.
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 import procrastinate
 
-from app.connector import AsyncpgConnector
-from app.db import Database, Unavailable
+from app.background import background
+from app.connector import WAKE_UP, AsyncpgConnector
+from app.db import Database, DatabaseError
 
 log = logging.getLogger("baton.queue")
 
@@ -23,7 +24,6 @@ QUEUE = "jobs"  # at most 40 bytes: Procrastinate puts it into the name of a cha
 
 QUIET = 0.02  # seconds between two notifications of a process; the first one goes at once
 _CHANNEL = f"procrastinate_queue_v1#{QUEUE}"
-_INSERTED = '{"type":"job_inserted","job_id":0}'
 
 
 def make_queue(database: Database, *, retry_for: float = 0.0) -> procrastinate.App:
@@ -59,8 +59,10 @@ class Bell:
         while True:
             await self._wanted.wait()
             self._wanted.clear()
-            with suppress(Unavailable):
-                await self._database.value("notify", _CHANNEL, _INSERTED)
+            try:
+                await self._database.value("notify", _CHANNEL, WAKE_UP)
+            except DatabaseError as error:  # away, or its notification queue is full
+                log.warning("bell not heard", extra={"cause": str(error)})
             await asyncio.sleep(QUIET)
 
 
@@ -68,10 +70,5 @@ class Bell:
 async def hung_bell(database: Database) -> AsyncIterator[Bell]:
     """A bell that works for as long as the body runs."""
     bell = Bell(database)
-    ringing = asyncio.create_task(bell.run())
-    try:
+    async with background(bell.run()):
         yield bell
-    finally:
-        ringing.cancel()
-        with suppress(asyncio.CancelledError):
-            await ringing

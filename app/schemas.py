@@ -48,6 +48,7 @@ TITLE_MAX = 1_000
 CONTENT_MAX = 100_000
 NAME_MAX = 300
 URL_MAX = 2_000
+BATCH_MAX = 1_000  # events in one request
 METADATA_DEPTH = 16
 METADATA_VALUES = 2_000
 
@@ -218,7 +219,7 @@ class EventsRequest(Strict):
     """A batch of events; one bad event refuses the whole batch."""
 
     project_id: str
-    events: list[EventInput] = Field(min_length=1, max_length=1000)
+    events: list[EventInput] = Field(min_length=1, max_length=BATCH_MAX)
 
 
 class StatusRequest(Strict):

@@ -1,7 +1,7 @@
 """All configuration, read once from the environment.
 
 The one rule: every fault is found at start and all of them are reported together, each naming its
-variable. Nothing else in Baton reads the environment.
+variable. Only what a command of the client needs (BATON_URL, BATON_API_KEY) is read elsewhere.
 """
 
 import os
@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 # The built-in provider, or one of the operator's own: a module and a factory without arguments.
+_HOST = r"(?:\[[^]@/?#]+\]|[^][:,@/?#]*)(?::[0-9]+)?"
+_DSN = rf"postgres(?:ql)?://(?:[^/?#]*@)?{_HOST}(?:,{_HOST})*(?:[/?].*)?"
 _PROVIDER = r"extractive|[A-Za-z_][\w.]*:[A-Za-z_]\w*"
 
 
@@ -55,8 +57,11 @@ class Settings:
             return int(raw)
 
         database_url = env.get("DATABASE_URL", "").strip() or None
-        if database_url and not database_url.startswith(("postgresql://", "postgres://")):
-            faults.append("DATABASE_URL: must start with postgresql://")
+        if database_url and not re.fullmatch(_DSN, database_url):  # not quoted: it has a password
+            faults.append(
+                "DATABASE_URL: must be postgresql://user:password@host:port/database, "
+                "with special characters of the password percent-encoded"
+            )
         settings = cls(
             database_url=database_url,
             data_dir=Path(text("BATON_DATA_DIR", ".baton")),

@@ -21,7 +21,7 @@ SWEEP_TICKS = 5  # expired leases and deadlines; with a lease of 15 s, 20 s to t
 RECONCILE_TICKS = 30  # jobs without tickets, tickets without jobs
 BATCH = 200  # jobs a tick; more are left to the next one, and to the other processes
 DEAD_AFTER = 30.0  # seconds without a heartbeat; a worker beats every 5
-LEASE = 15.0  # seconds; see tasks/executor.py
+LEASE = 15.0  # seconds that a claim or a renewal of tasks/executor.py counts
 # The brake. Expired leases mean dead workers, or that nobody could renew: the database's clock has
 # jumped, or the database was away. Only the second case leaves a trace here, and then live workers
 # get one more lease to renew before their jobs are run again.

@@ -17,6 +17,6 @@ How `extractive` reads, from an event up to an artifact:
     statements, passages, areas              what may be said, and what several artifacts say
     handoff, notes, onboarding, architecture, correlation    an artifact each
 
-Of `app/` it sees only what both sides share: settings, background, connector, db, queue, sweeper,
-schemas.
+Of `app/` it sees only what both sides share: logs, settings, background, connector, schemas, db,
+queue, sweeper.
 """

@@ -14,15 +14,15 @@ from typing import Any
 
 from app.db import Database, LeaseLost, Refused, Unavailable
 from app.logs import trace
+from app.sweeper import LEASE
 from tasks.generate import ClaimedJob, generate
 from tasks.isolated import ChildDied, generate_isolated
-from tasks.outcomes import Failed, GenerationFailed, Retry
+from tasks.outcomes import Failed, GenerationFailed, Retry, unforeseen
 from tasks.providers import Provider
 
 log = logging.getLogger("baton.worker")
 
-LEASE = 15.0  # seconds that a claim or a renewal counts
-RENEW_EVERY = 5.0  # seconds; two renewals may fail before a lease is lost
+RENEW_EVERY = 5.0  # seconds; two renewals may fail before a lease of 15 s is lost
 KEEP_OUTCOME = 120.0  # seconds for which an outcome is kept in memory while the database is away
 KEEP_DELAY = (0.1, 2.0)  # seconds between tries to store it, first and longest
 Artifact = dict[str, Any]  # the columns of handoffs or insights that a worker fills
@@ -52,7 +52,8 @@ class Executor:
         self._name = name
         self._attempt_timeout = attempt_timeout
         self._ring = ring
-        self._running: dict[str, tuple[ClaimedJob, asyncio.Task[Any]]] = {}  # by lease token
+        # By lease token; without a task once the outcome is being stored.
+        self._running: dict[str, tuple[ClaimedJob, asyncio.Task[Any] | None]] = {}
         self._renewed = time.monotonic()
 
     async def run(self, job_id: str, ticket_id: int) -> None:
@@ -74,7 +75,11 @@ class Executor:
         assert current
         self._running[job.lease_token] = (job, current)
         try:
-            await self._store(job, await self._attempt(job))
+            outcome = await self._attempt(job)
+            # From here on the database says whether the lease still counts. To stop now what may
+            # have committed already would call a completed job lost.
+            self._running[job.lease_token] = (job, None)
+            await self._store(job, outcome)
         except LeaseLost:
             log.warning("fenced", extra=_ids(job))
         except asyncio.CancelledError:
@@ -94,8 +99,9 @@ class Executor:
             )
             still_ours = {row[0] for row in rows}
             for job in held:
-                if job.id not in still_ours and job.lease_token in self._running:
-                    _, task = self._running.pop(job.lease_token)
+                _, task = self._running.get(job.lease_token, (job, None))
+                if job.id not in still_ours and task:
+                    del self._running[job.lease_token]
                     log.warning("lease lost", extra=_ids(job))
                     task.cancel()
         self._renewed = time.monotonic()
@@ -139,14 +145,17 @@ class Executor:
         self, job: ClaimedJob
     ) -> "Artifact | Retry | Failed | ChildDied | Unavailable":
         """The artifact, or how it did not come to be; every outcome of an attempt passes here."""
+        deadline = asyncio.timeout(self._attempt_timeout)
         try:
-            async with asyncio.timeout(self._attempt_timeout):
+            async with deadline:
                 if job.crashes >= ISOLATE_AFTER:
                     return await generate_isolated(job, self._database.dsn)
                 return await generate(self._database, self._provider, job)
         except (Retry, Failed, ChildDied) as outcome:
             return outcome
         except TimeoutError:
+            if not deadline.expired():
+                return Retry("The provider did not answer in time.", code="timeout")
             return Retry(
                 f"The attempt took longer than {self._attempt_timeout:.0f} s.", code="timeout"
             )
@@ -154,12 +163,20 @@ class Executor:
             return error
         except Exception as error:
             log.error("attempt failed", extra={**_ids(job), "trace": trace(error)})
-            return GenerationFailed(
-                f"The processing failed unexpectedly ({type(error).__name__}); "
-                "the worker's log has it by the job's id."
-            )
+            return unforeseen(error)
 
     async def _store(
+        self, job: ClaimedJob, outcome: "Artifact | Retry | Failed | ChildDied | Unavailable"
+    ) -> None:
+        """Write the outcome. One that the database cannot hold, such as a sentence with a NUL, is
+        a failure: the next attempt would cost as much and end the same way."""
+        try:
+            await self._write(job, outcome)
+        except Refused as error:
+            log.error("outcome refused", extra={**_ids(job), "trace": trace(error)})
+            await self._write(job, GenerationFailed("The database cannot store the outcome."))
+
+    async def _write(
         self, job: ClaimedJob, outcome: "Artifact | Retry | Failed | ChildDied | Unavailable"
     ) -> None:
         """Write the outcome, in the one transaction that ends the attempt."""
@@ -179,15 +196,8 @@ class Executor:
             case Unavailable():  # nobody's fault: the attempt does not count
                 await self._release(job)
             case artifact:
-                await self._complete(job, artifact)
-
-    async def _complete(self, job: ClaimedJob, artifact: Artifact) -> None:
-        try:
-            await self._keep(job, "complete_job", artifact)
-            log.info("complete", extra=_ids(job))
-        except Refused as error:  # once is enough: the next attempt would end the same way
-            log.error("artifact refused", extra={**_ids(job), "trace": trace(error)})
-            await self._store(job, GenerationFailed("The database cannot store the artifact."))
+                await self._keep(job, "complete_job", artifact)
+                log.info("complete", extra=_ids(job))
 
     async def _park(self, job: ClaimedJob, retry: Retry) -> None:
         delay = retry.delay(job.provider_errors + 1)

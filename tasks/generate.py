@@ -67,6 +67,7 @@ async def generate(database: Database, provider: Provider, job: ClaimedJob) -> d
 
     Raises:
         tasks.outcomes.Failed: there is nothing to make it from, or the provider failed for good.
+        tasks.outcomes.Retry: the provider failed in a way that may pass.
         db.Unavailable: the database went away.
     """
     scope = await find_scope(database, job)

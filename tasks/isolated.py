@@ -3,22 +3,27 @@
 The worker keeps the lease and writes the outcome; the child only generates. So when the child dies
 (a segmentation fault, the memory killer, an `exit` deep in a library), the worker is there to say
 so, and no neighbour is harmed. Run as `python -m tasks.isolated`: the job as JSON on stdin, the
-artifact or the failure as JSON on stdout.
+artifact or the failure as JSON on stdout. Only an end without an answer counts as a death.
 """
 
 import asyncio
+import logging
+import os
 import sys
 from dataclasses import asdict
 from typing import Any
 
 import orjson
 
+from app import logs
 from app.background import child_environment, stop_with_parent
-from app.db import open_database
+from app.db import Unavailable, open_database
 from app.settings import Settings
 from tasks.generate import ClaimedJob, generate
-from tasks.outcomes import Failed, Retry, from_json, to_json
+from tasks.outcomes import Failed, Retry, from_json, to_json, unforeseen
 from tasks.providers import make_provider
+
+log = logging.getLogger("baton.worker")
 
 
 class ChildDied(Exception):
@@ -30,6 +35,7 @@ async def generate_isolated(job: ClaimedJob, database_url: str) -> dict[str, Any
 
     Raises:
         tasks.outcomes.Failed, tasks.outcomes.Retry: as `generate` would.
+        db.Unavailable: the database went away from the child.
         ChildDied: the child was killed or crashed.
     """
     child = await asyncio.create_subprocess_exec(
@@ -51,6 +57,8 @@ async def generate_isolated(job: ClaimedJob, database_url: str) -> dict[str, Any
     if child.returncode != 0:
         raise ChildDied(_how(child.returncode or 0))
     told: dict[str, Any] = orjson.loads(answer)
+    if "unavailable" in told:
+        raise Unavailable(told["unavailable"])
     if "outcome" in told:
         raise from_json(told["outcome"])
     artifact: dict[str, Any] = told["artifact"]
@@ -66,6 +74,7 @@ async def _main() -> bytes:
     job = ClaimedJob.from_json(orjson.loads(sys.stdin.buffer.read()))
     settings = Settings.from_env()
     assert settings.database_url
+    logs.configure(settings.log)
     async with open_database(
         settings.database_url, application_name="baton isolated", size=1
     ) as database:
@@ -73,8 +82,16 @@ async def _main() -> bytes:
             artifact = await generate(database, make_provider(settings), job)
         except (Failed, Retry) as outcome:
             return orjson.dumps({"outcome": to_json(outcome)})
+        except Unavailable as error:
+            return orjson.dumps({"unavailable": str(error)})
+        except Exception as error:
+            log.error("attempt failed", extra={"job_id": job.id, "trace": logs.trace(error)})
+            return orjson.dumps({"outcome": to_json(unforeseen(error))})
     return orjson.dumps({"artifact": artifact})
 
 
 if __name__ == "__main__":
-    sys.stdout.buffer.write(asyncio.run(_main()))
+    # The answer has the pipe to itself; what a library prints goes to the log.
+    with os.fdopen(os.dup(1), "wb") as answer:
+        os.dup2(2, 1)
+        answer.write(asyncio.run(_main()))

@@ -1,7 +1,7 @@
 """How an attempt can end, other than well, and how long to wait before the next one.
 
     Outcome
-    ├── Retry              may pass: the job is parked and tried again, five times at most
+    ├── Retry              may pass: the job is parked and tried again, five tries in all
     └── Failed             the job fails for good; nothing is charged
         ├── NoResult            no_result: nothing in scope, or nothing usable came back
         └── GenerationFailed    generation_failed: the provider or the processing failed
@@ -16,7 +16,7 @@ from typing import Any, Literal
 RetryCode = Literal["generation_failed", "timeout"]
 FailedCode = Literal["generation_failed", "no_result"]
 
-# Seconds before attempt n + 1: 2, 4, 8, 16, each between half and one and a half of it, so that
+# Seconds after the nth error: 2, 4, 8, 16, each between half and one and a half of it, so that
 # jobs that failed together do not come back together; the sum stays inside a client's patience.
 BACKOFF_BASE = 2.0
 BACKOFF_LONGEST = 60.0
@@ -83,6 +83,14 @@ class NoResult(Failed):
 
 class GenerationFailed(Failed):
     """The provider or the processing failed."""
+
+
+def unforeseen(error: Exception) -> GenerationFailed:
+    """What becomes of an error that nobody foresaw; its message stays out, it may quote events."""
+    return GenerationFailed(
+        f"The processing failed unexpectedly ({type(error).__name__}); "
+        "the worker's log has it by the job's id."
+    )
 
 
 def to_json(outcome: "Retry | Failed") -> dict[str, Any]:

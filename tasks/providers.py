@@ -33,6 +33,7 @@ class Provider(Protocol):
         """The draft for `context.kind`.
 
         Raises:
+            tasks.outcomes.Retry: a failure that may pass; with what the provider asked to wait.
             tasks.outcomes.Failed: it cannot be made.
         """
         ...

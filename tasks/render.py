@@ -12,7 +12,6 @@ from app.schemas import (
     Area,
     Correlation,
     Draft,
-    NotesSection,
     Person,
     ReleaseNotesDraft,
     Statement,
@@ -117,12 +116,8 @@ def _plain(text: str) -> str:
 
 def _sections(kind: str, draft: Draft) -> Iterable[tuple[str, Sequence[Entry]]]:
     if isinstance(draft, ReleaseNotesDraft):
-        return [(section.heading, section.items) for section in draft.sections if _full(section)]
+        return [(section.heading, section.items) for section in draft.sections]
     return [(heading, getattr(draft, field)) for heading, field in SECTIONS[kind]]
-
-
-def _full(section: NotesSection) -> bool:
-    return bool(section.items)
 
 
 def _bullet(entry: Entry, events: Mapping[str, Event]) -> str:

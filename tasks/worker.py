@@ -37,8 +37,6 @@ RETURN_AFTER = 2.0  # seconds until a ticket whose job could not be claimed is t
 OUTAGE = 600.0  # seconds of an outage that a worker waits out; a supervisor may do better then
 UNREGISTER = 5.0  # seconds; a row left behind is pruned by the sweepers
 
-BROKEN_EXIT = 1  # start me again; 0: was told to stop; 2: the configuration is wrong
-
 
 class WorkerBroken(Exception):
     """The worker stopped without being told to."""

@@ -10,7 +10,7 @@ from tasks.providers import Completion, Extractive
 
 
 class Scripted(Extractive):
-    """`exit`, `segv`, `hang`, `retry` or `fail` in a title does that; else it extracts."""
+    """`exit`, `segv`, `hang`, `retry`, `fail`, `raise`, `print` in a title; else it extracts."""
 
     async def complete(self, context: Context) -> Completion:
         """Follow the script, then extract."""
@@ -25,4 +25,8 @@ class Scripted(Extractive):
                 raise Retry("Busy.", after=7.0, meta={"provider_status": 429})
             case "fail":
                 raise NoResult("Nothing usable came back.")
+            case "raise":
+                raise KeyError("what an event says")
+            case "print":
+                print("a library that talks")
         return await super().complete(context)

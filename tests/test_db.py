@@ -36,10 +36,10 @@ async def test_a_sqlstate_is_raised_as_what_it_means(
 ) -> None:
     for code, meaning in MEANINGS:
         raising = f"do $$ begin raise 'A word for %.', 'people' using errcode = '{code}'; end $$"
-        monkeypatch.setitem(queries(), "has_user", raising)
+        monkeypatch.setitem(queries(), "has_key", raising)
         for ask in (database.rows, database.row, database.value):
             with pytest.raises(meaning) as caught:
-                await ask("has_user")
+                await ask("has_key")
             assert type(caught.value) is meaning, code
             assert str(caught.value) == "A word for people."
             assert isinstance(caught.value.__cause__, asyncpg.PostgresError)
@@ -48,16 +48,16 @@ async def test_a_sqlstate_is_raised_as_what_it_means(
 async def test_an_error_without_a_meaning_is_refused_and_keeps_its_cause(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(queries(), "has_user", "select 1/0")
+    monkeypatch.setitem(queries(), "has_key", "select 1/0")
     with pytest.raises(db.Refused, match="division by zero") as refused:
-        await database.value("has_user")
+        await database.value("has_key")
     assert isinstance(refused.value.__cause__, asyncpg.DivisionByZeroError)
 
 
 async def test_rows_row_and_value_answer_what_they_say(database: Database) -> None:
-    assert await database.value("has_user") is False
-    assert [tuple(row) for row in await database.rows("has_user")] == [(False,)]
-    assert tuple(await database.row("has_user") or ()) == (False,)
+    assert await database.value("has_key") is False
+    assert [tuple(row) for row in await database.rows("has_key")] == [(False,)]
+    assert tuple(await database.row("has_key") or ()) == (False,)
     nobody = "01890a5d-ac96-774b-bcce-b302099a8057"
     assert await database.rows("list_projects", nobody) == []
     assert await database.row("read_job", nobody, nobody) is None
@@ -85,8 +85,8 @@ async def test_a_terminated_backend_is_unavailable_and_the_pool_recovers(
             await connection.value("create_user", "ada@example.com")
             pid = connection.raw.get_server_pid()
             await sql.fetchval("select pg_terminate_backend($1, 5000)", pid)
-            await connection.value("has_user")
-    assert await database.value("has_user") is False
+            await connection.value("has_key")
+    assert await database.value("has_key") is False
     assert await sql.fetchval("select count(*) from users") == 0
 
 
@@ -95,7 +95,7 @@ async def test_a_server_that_is_not_there_is_unavailable(tmp_path: Path) -> None
     for dsn in ("postgresql://u@127.0.0.1:9/nothing", f"postgresql://u@/x?host={tmp_path}"):
         with pytest.raises(db.Unavailable):
             async with open_database(dsn, application_name="baton test", size=1) as away:
-                await away.value("has_user")
+                await away.value("has_key")
         with pytest.raises(db.Unavailable):
             await migrate(dsn)
     assert time.monotonic() - started < 4 * ACQUIRE_TIMEOUT + 1
@@ -115,7 +115,7 @@ async def test_a_server_that_accepts_and_says_nothing_is_unavailable_in_time() -
         async with open_database(
             f"postgresql://u@127.0.0.1:{port}/x?sslmode=disable", application_name="t", size=1
         ) as silent_database:
-            await silent_database.value("has_user")
+            await silent_database.value("has_key")
     assert time.monotonic() - started < ACQUIRE_TIMEOUT + 1
     silent.set()
     server.close()
@@ -129,7 +129,7 @@ async def test_an_exhausted_pool_is_unavailable_in_time(dsn: str) -> None:
     ):
         started = time.monotonic()
         with pytest.raises(db.Unavailable):
-            await small.value("has_user")
+            await small.value("has_key")
         assert ACQUIRE_TIMEOUT - 0.1 < time.monotonic() - started < ACQUIRE_TIMEOUT + 1
 
 

@@ -304,3 +304,43 @@ async def test_no_record_of_a_log_holds_what_an_event_says(
     assert len(caplog.records) >= 8
     for record in caplog.records:
         assert CANARY not in formatter.format(record) + str(vars(record)), record.msg
+
+
+async def test_a_renewal_while_the_result_is_being_stored_does_not_call_the_job_lost(
+    attempts: Attempts,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    executor = attempts.executor(Extractive())
+    job_id, ticket = await attempts.submitted()
+    value, committed, answer = database.value, asyncio.Event(), asyncio.Event()
+
+    async def slow_answer(name: str, *args: Any, **options: Any) -> Any:
+        answered = await value(name, *args, **options)
+        if name == "complete_job":
+            committed.set()
+            await answer.wait()
+        return answered
+
+    monkeypatch.setattr(database, "value", slow_answer)
+    attempt = asyncio.create_task(executor.run(job_id, ticket))
+    await committed.wait()
+    await executor.renew_once()
+    answer.set()
+    await attempt
+    assert [record.msg for record in caplog.records] == ["claim", "complete"]
+
+
+@pytest.mark.parametrize(
+    "error", [GenerationFailed("The model said a\0b."), GenerationFailed("No.", cause=ValueError())]
+)
+async def test_an_outcome_that_cannot_be_stored_is_a_failure_that_says_so(
+    attempts: Attempts, error: GenerationFailed
+) -> None:
+    job_id, ticket = await attempts.submitted()
+    await attempts.executor(raising(error)).run(job_id, ticket)
+    job = await attempts.job(job_id)
+    assert (job["status"], job["error"]) == ("failed", "The database cannot store the outcome.")
+    assert await attempts.left() == NOTHING

@@ -7,10 +7,10 @@ import asyncpg
 import pytest
 from conftest import Caller
 
-from app.db import Database
+from app.db import Database, Unavailable
 from tasks.generate import ClaimedJob
 from tasks.isolated import ChildDied, generate_isolated
-from tasks.outcomes import NoResult, Retry
+from tasks.outcomes import GenerationFailed, NoResult, Retry
 
 
 @pytest.fixture(autouse=True)
@@ -71,3 +71,20 @@ async def test_a_cancelled_attempt_kills_its_child(
     async with asyncio.timeout(5):
         while await sql.fetchval(children):
             await asyncio.sleep(0.02)
+
+
+async def test_an_error_or_an_outage_in_the_child_is_not_its_death(
+    caller: Caller, database: Database, dsn: str
+) -> None:
+    with pytest.raises(GenerationFailed, match="KeyError") as failed:
+        await generate_isolated(await claimed(caller, database, "raise"), dsn)
+    assert "what an event says" not in failed.value.sentence
+    with pytest.raises(Unavailable):
+        nowhere = "postgresql://baton@127.0.0.1:1/baton"
+        await generate_isolated(await claimed(caller, database, "feat: one"), nowhere)
+
+
+async def test_what_a_library_prints_is_not_the_answer(
+    caller: Caller, database: Database, dsn: str
+) -> None:
+    assert (await generate_isolated(await claimed(caller, database, "print"), dsn))["title"]

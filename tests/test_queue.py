@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 from conftest import Caller
 
-from app.db import Database, Unavailable
+from app.db import Database, Refused, Unavailable
 from app.queue import GENERATE, QUEUE, Bell, make_queue
 
 
@@ -89,7 +89,9 @@ async def test_a_bell_is_heard_in_the_queue_that_workers_listen_to(
         assert '"job_inserted"' in await heard.get()
 
 
+@pytest.mark.parametrize("error", [Unavailable("away"), Refused("its queue is full")])
 async def test_a_bell_that_cannot_be_heard_is_no_error_and_rings_again_later(
+    error: Exception,
     bell: Bell,
     database: Database,
     heard: asyncio.Queue[str],
@@ -99,7 +101,7 @@ async def test_a_bell_that_cannot_be_heard_is_no_error_and_rings_again_later(
 
     async def away(*_: object, **__: object) -> None:
         tried.set()
-        raise Unavailable("away")
+        raise error
 
     monkeypatch.setattr(database, "value", away)
     bell.ring()

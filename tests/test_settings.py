@@ -92,3 +92,23 @@ def test_a_password_appears_neither_in_the_repr_nor_in_a_fault() -> None:
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(AttributeError):
         Settings().port = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://baton:p%2Fq@db:5432/baton?sslmode=require",
+        "postgresql://postgres@/baton?host=%2Ftmp%2Fpg&port=5432",
+        "postgres://baton@db1:5432,db2:5433/baton",
+        "postgresql://baton@[::1]:5432/baton",
+    ],
+)
+def test_a_database_url_in_any_form_that_the_driver_reads_is_taken(url: str) -> None:
+    assert Settings.from_env({"DATABASE_URL": url}).database_url == url
+
+
+@pytest.mark.parametrize("password", ["se/cret", "se?cret", "se#cret"])
+def test_a_password_that_must_be_encoded_is_a_fault_and_is_not_quoted(password: str) -> None:
+    with pytest.raises(ConfigurationError, match="percent-encoded") as fault:
+        Settings.from_env({"DATABASE_URL": f"postgresql://baton:{password}@db/baton"})
+    assert "cret" not in str(fault.value)
