@@ -3,10 +3,14 @@
 `baton run` is all of Baton; the other commands are one process of it, or what an operator does.
 """
 
+import fcntl
+import signal
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import click
 from setproctitle import setproctitle
@@ -53,6 +57,9 @@ def run(settings: Settings, greeting: bool) -> None:
     """Run the API and one worker; without DATABASE_URL with an embedded PostgreSQL."""
     logs.configure(settings.log)
     setproctitle("baton run")
+    _claim_port(settings)
+    # Until the supervisor listens to signals: leave through `finally`, so that no server is left.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with _database_to_run_on(settings) as found:
         run_async(migrate(found, anew=False))
         if greeting and settings.database_url is None:
@@ -124,13 +131,40 @@ def _database_to_run_on(settings: Settings) -> Iterator[str]:
         return
     server = EmbeddedPostgres(settings.data_dir)
     try:
-        found = server.start()
+        with _alone(settings.data_dir):
+            try:
+                yield server.start()
+            finally:
+                server.stop()
     except EmbeddedUnavailable as error:
         raise Fault(str(error)) from None
+
+
+@contextmanager
+def _alone(data_dir: Path) -> Iterator[None]:
+    """One `baton run` for one data directory: each stops the server of both when it ends."""
     try:
-        yield found
-    finally:
-        server.stop()
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = (data_dir / "run.lock").open("w")
+    except OSError as error:
+        raise Fault(f"BATON_DATA_DIR: {error.filename}: {error.strerror}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Fault(f"`baton run` already runs on {data_dir}; stop it first.") from None
+        yield
+
+
+def _claim_port(settings: Settings) -> None:
+    """Say at once that the port is taken; a child that cannot listen would be restarted forever."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            raise Fault(f"PORT: {settings.host}:{settings.port}: {error.strerror}.") from None
 
 
 async def _greet(settings: Settings) -> None:

@@ -145,7 +145,11 @@ async def load_events(database: Database, job: ClaimedJob, scope: Scope) -> list
     if rows:
         return [Event(**row) for row in rows]
     newest = await database.value("newest_event", job.project_id, scope.sources, scope.until)
-    last = f" The newest event before that is of {newest:%Y-%m-%d %H:%M} UTC." if newest else ""
+    last = ""
+    if newest and newest <= scope.since:
+        last = f" The newest event before that is of {newest:%Y-%m-%d %H:%M} UTC."
+    elif newest:
+        last = " There are events in that time, but no filter lets them through."
     raise NoResult(
         f"There were no events in scope between {scope.since:%Y-%m-%d %H:%M} "
         f"and {scope.until:%Y-%m-%d %H:%M} UTC.{last}",

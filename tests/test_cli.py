@@ -180,6 +180,16 @@ def test_the_processes_have_names_and_the_first_start_prints_a_key(running: Runn
     assert [p["name"] for p in answer.json()["projects"]] == ["demo"]
 
 
+def test_a_second_run_on_the_same_data_or_port_stops_itself_and_not_the_first(
+    running: Running, unused_port: Callable[[], int], tmp_path: Path
+) -> None:
+    same_data = baton("run", **running.env | {"PORT": str(unused_port())})
+    assert same_data.returncode == 1 and "already runs on" in same_data.stderr
+    same_port = baton("run", **running.env | {"BATON_DATA_DIR": str(tmp_path)})
+    assert same_port.returncode == 1 and same_port.stderr.startswith("Error: PORT:")
+    assert running.ready()
+
+
 def test_a_history_is_imported_once_and_a_handoff_of_it_is_printed(
     running: Running, repository: Path
 ) -> None:
