@@ -119,6 +119,13 @@ OPERATIONS = (
         tag="Artifacts",
     ),
     Operation(
+        method="GET",
+        path=f"{P}/handoffs/{{handoff_id}}",
+        handler=resources.read_handoff,
+        response=schemas.HandoffResponse,
+        tag="Artifacts",
+    ),
+    Operation(
         method="PATCH",
         path=f"{P}/handoffs/{{handoff_id}}",
         handler=resources.update_handoff,
@@ -132,6 +139,13 @@ OPERATIONS = (
         handler=resources.list_insights,
         query=schemas.InsightsQuery,
         response=schemas.InsightList,
+        tag="Artifacts",
+    ),
+    Operation(
+        method="GET",
+        path=f"{P}/insights/{{insight_id}}",
+        handler=resources.read_insight,
+        response=schemas.InsightResponse,
         tag="Artifacts",
     ),
     Operation(

@@ -50,6 +50,11 @@ async def list_handoffs(request: Request) -> Response:
     return json_response({"handoffs": [dict(row) for row in rows]})
 
 
+async def read_handoff(request: Request) -> Response:
+    """One handoff."""
+    return json_response({"handoff": await _read(request, "handoff")})
+
+
 async def update_handoff(request: Request) -> Response:
     """Archive a handoff, or bring it back."""
     handoff = await _set_status(request, "handoff")
@@ -72,6 +77,11 @@ async def list_insights(request: Request) -> Response:
     return json_response({"insights": [dict(row) for row in rows]})
 
 
+async def read_insight(request: Request) -> Response:
+    """One insight."""
+    return json_response({"insight": await _read(request, "insight")})
+
+
 async def update_insight(request: Request) -> Response:
     """Archive an insight, or bring it back."""
     insight = await _set_status(request, "insight")
@@ -89,6 +99,15 @@ async def list_filters(request: Request) -> Response:
     for row in rows:
         by_source[row["source"]].append(row)
     return json_response({"filters": {s: _source_filters(f) for s, f in by_source.items()}})
+
+
+async def _read(request: Request, noun: str) -> dict[str, Any]:
+    artifact_id = path_id(request, f"{noun}_id")
+    database: Database = request.app.state.database
+    row = await database.row(f"read_{noun}", request.state.user_id, artifact_id)
+    if row is None:
+        raise not_found(f"{noun}_id")
+    return dict(row)
 
 
 async def _set_status(request: Request, noun: str) -> dict[str, Any]:

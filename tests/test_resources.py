@@ -173,6 +173,19 @@ async def test_an_artifact_is_archived_and_brought_back_as_often_as_wanted(
         assert await listed("") == ([made["id"]] if status == "active" else [])
 
 
+async def test_an_artifact_is_read_by_its_id_whether_active_or_archived(
+    caller: Caller, drain: Drain
+) -> None:
+    insight_path = f"/projects/{caller.project_id}/insights/onboarding"
+    handoff, insight = await make(caller, drain, "/handoffs", insight_path)
+    for noun, made in (("handoff", handoff), ("insight", insight)):
+        path = f"/{noun}s/{made['id']}"
+        assert await get(caller, path) == {noun: made}
+        archived = (await caller.http.patch(path, json={"status": "archived"})).json()
+        assert archived[noun]["status"] == "archived"
+        assert await get(caller, path) == archived
+
+
 async def test_an_archived_handoff_is_still_the_result_of_its_job(
     caller: Caller, drain: Drain
 ) -> None:
