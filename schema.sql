@@ -13,6 +13,7 @@
 --   events           what happened: one row per piece of activity, stored once per external id
 --   event_facets     the distinct values that events hold, so that filters need no scan of events
 --   jobs             the truth about a request for an artifact; one row from 202 to the end
+--   job_events       the log of a job: one row per change that a client can see, seq is jobs.rev
 --   leases           one row per running attempt: who runs it and until when that counts
 --   job_due          jobs that wait for a retry: no ticket exists for them until they are due
 --   handoffs, insights   the artifacts, one per completed job
@@ -393,6 +394,39 @@ create table if not exists jobs (
 -- What is not over yet, however many jobs are: what the sweep and the reconciliation look at.
 create index if not exists jobs_unfinished on jobs (deadline_at)
   where status in ('pending', 'processing');
+
+-- What a client that follows a job is told, in order and without gaps: two changes of a job wait for
+-- each other's commit, so whoever has read up to a seq has missed nothing before it.
+create table if not exists job_events (
+  job_id uuid not null references jobs on delete cascade,
+  seq bigint not null,  -- jobs.rev after the change
+  type text not null,  -- job. and the new status, or job.progress
+  at timestamptz not null,
+  data jsonb not null,
+  primary key (job_id, seq)
+);
+
+-- The one writer of the log, so that no code path can forget it. What changes after the end of a
+-- job, such as the loss of its artifact, is not part of its course.
+create or replace function log_job_event() returns trigger
+language plpgsql as $$
+begin
+  if tg_op = 'UPDATE' and old.status in ('completed', 'failed') then
+    return null;
+  end if;
+  insert into job_events (job_id, seq, type, at, data)
+  values (
+    new.id, new.rev,
+    'job.' || case when new.status = old.status then 'progress' else new.status end,
+    baton_now(),
+    jsonb_build_object(
+      'status', new.status, 'attempt', new.attempt, 'outcome', new.outcome,
+      'error_code', new.error_code, 'error', new.error));
+  return null;
+end
+$$;
+create or replace trigger jobs_log after insert or update of rev on jobs for each row
+  execute function log_job_event();
 
 create table if not exists leases (
   job_id uuid primary key references jobs on delete cascade,

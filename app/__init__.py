@@ -9,8 +9,10 @@ Read top-down; a file imports only files above it:
     errors     what a client is told when something is wrong
     wire       bytes to checked values, values to bytes
     auth       who is calling
+    waits      requests that wait for a job to change
     events     activity in, and out again
     jobs       asking for an artifact and reading the job: the heart
+    stream     the log of a job, for those who ask and those who follow
     resources  projects, handoffs, insights, filters
     openapi    the document, made from the route table
     main       the route table and the application

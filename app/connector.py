@@ -234,24 +234,28 @@ class AsyncpgConnector(connector.BaseAsyncConnector):
     async def listen_notify(
         self, on_notification: connector.Notify, channels: Iterable[str]
     ) -> None:
-        """Pass notifications on for ever; reconnect when the connection is lost.
+        """Pass notifications on for ever; see `listen`."""
+        await listen(self._dsn, list(channels), on_notification)
 
-        After every (re)connection it reports an inserted job, because a notification that was
-        sent while nobody listened is gone.
-        """
-        channels = list(channels)
-        delay = RECONNECT_DELAY[0]
-        while True:
-            try:
-                async with _listening(self._dsn, channels) as inbox:
-                    delay = RECONNECT_DELAY[0]
-                    await on_notification(channel=channels[0], payload=WAKE_UP)
-                    async for channel, payload in inbox:
-                        await on_notification(channel=channel, payload=payload)
-            except (asyncpg.PostgresError, *TRANSIENT) as error:
-                log.warning("listener lost", extra={"cause": repr(error)})
-            await asyncio.sleep(delay * random.uniform(0.5, 1.5))
-            delay = min(delay * 2, RECONNECT_DELAY[1])
+
+async def listen(dsn: str, channels: Sequence[str], on_notification: connector.Notify) -> None:
+    """Pass notifications on for ever; reconnect when the connection is lost.
+
+    After every (re)connection it passes on a `WAKE_UP`, because a notification that was sent while
+    nobody listened is gone.
+    """
+    delay = RECONNECT_DELAY[0]
+    while True:
+        try:
+            async with _listening(dsn, channels) as inbox:
+                delay = RECONNECT_DELAY[0]
+                await on_notification(channel=channels[0], payload=WAKE_UP)
+                async for channel, payload in inbox:
+                    await on_notification(channel=channel, payload=payload)
+        except (asyncpg.PostgresError, *TRANSIENT) as error:
+            log.warning("listener lost", extra={"cause": repr(error)})
+        await asyncio.sleep(delay * random.uniform(0.5, 1.5))
+        delay = min(delay * 2, RECONNECT_DELAY[1])
 
 
 async def _fetch(

@@ -20,7 +20,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app import errors, events, jobs, resources, schemas
+from app import errors, events, jobs, resources, schemas, stream
 from app.auth import authenticate
 from app.background import background, watch_loop
 from app.db import applied_version, current_version, open_database
@@ -29,6 +29,7 @@ from app.openapi import Operation, document, page
 from app.queue import hung_bell
 from app.settings import Settings
 from app.sweeper import Sweeper
+from app.waits import Hub
 from app.wire import json_response
 
 log = logging.getLogger("baton.api")
@@ -108,6 +109,14 @@ OPERATIONS = (
         path=f"{P}/jobs/{{job_id}}",
         handler=jobs.read_job,
         response=schemas.JobResponse,
+        tag="Ask",
+    ),
+    Operation(
+        method="GET",
+        path=f"{P}/jobs/{{job_id}}/events",
+        handler=stream.read_events,
+        query=schemas.JobEventsQuery,
+        response=schemas.JobEventList,
         tag="Ask",
     ),
     Operation(
@@ -236,9 +245,12 @@ def create_app(settings: Settings) -> Starlette:
             background(Sweeper(database, bell).run()),
             background(watch_loop()),
         ):
+            hub = Hub(database)
             app.state.database = database
             app.state.bell = bell
-            yield
+            app.state.hub = hub
+            async with background(hub.run()):
+                yield
 
     app = Starlette(
         routes=[

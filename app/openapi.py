@@ -153,6 +153,23 @@ EXAMPLES: dict[type[BaseModel], Any] = {
     schemas.StatusRequest: {"status": "archived"},
     schemas.Accepted: {"jobId": _JOB_ID, "status": "pending"},
     schemas.JobResponse: {"job": _JOB, "result": _HANDOFF},
+    schemas.JobEventList: {
+        "events": [
+            {
+                "seq": 1,
+                "type": "job.pending",
+                "at": _AT,
+                "data": {
+                    "status": "pending",
+                    "attempt": 0,
+                    "outcome": None,
+                    "error": None,
+                    "error_code": None,
+                },
+            }
+        ],
+        "done": False,
+    },
     schemas.HandoffResponse: {"handoff": _HANDOFF},
     schemas.InsightResponse: {"insight": _INSIGHT},
     schemas.HandoffList: {"handoffs": [_HANDOFF]},

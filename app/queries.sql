@@ -254,8 +254,34 @@ select unknown_tickets($1, $2);
 update procrastinate_workers set last_heartbeat = now() where id = $1 returning id;
 
 -- name: notify
--- $1 channel, $2 payload. A statement of its own, after the commit that it announces.
-select pg_notify($1, $2);
+-- $1 channels, $2 payloads. A statement of its own, after the commits that it announces; not worth
+-- waiting for the disk, the more so as it holds a lock of the whole cluster meanwhile.
+select set_config('synchronous_commit', 'off', true), count(pg_notify(channel, payload))
+from unnest($1::text[], $2::text[]) as news (channel, payload);
+
+-- name: changed_jobs
+-- $1 jobs, $2 the rev that is known of each, 0 for none. Those that have another one; a null rev:
+-- the job is not there any more.
+select w.id, j.rev, coalesce(j.status in ('completed', 'failed'), true) as ended
+from unnest($1::uuid[], $2::bigint[]) as w (id, rev)
+left join jobs j on j.id = w.id
+where j.rev is distinct from w.rev;
+
+-- name: read_job_events
+-- $1 user, $2 job, $3 after which seq, $4 limit. No row: the job is not visible. One row without a
+-- seq: nothing came after that.
+select j.rev, j.status in ('completed', 'failed') as ended, e.seq, e.type, e.at, e.data
+from jobs j
+join project_access a on a.project_id = j.project_id and a.user_id = $1
+left join lateral (
+  select seq, type, at, data
+  from job_events
+  where job_id = j.id and seq > $3
+  order by seq
+  limit $4
+) e on true
+where j.id = $2
+order by e.seq;
 
 -- name: end_ticket
 -- $1 ticket, $2 Procrastinate's worker. A ticket ends with its job; this is for one whose job

@@ -1,13 +1,13 @@
-"""Tickets: the rows of Procrastinate that wake a worker for a job.
+"""Tickets: the rows of Procrastinate that wake a worker for a job; and how processes hear of news.
 
-It hides how Procrastinate is set up and how workers hear of new tickets. The one rule: a ticket
-carries the job's id and nothing else, and losing, repeating or duplicating one is harmless,
-because the row in `jobs` is the truth.
+It hides how Procrastinate is set up, how workers hear of new tickets and API processes of jobs that
+changed. The one rule: a ticket carries the job's id and nothing else, and losing, repeating or
+duplicating one is harmless, because the row in `jobs` is the truth.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 import procrastinate
@@ -23,7 +23,9 @@ GENERATE = "baton.generate"
 QUEUE = "jobs"  # at most 40 bytes: Procrastinate puts it into the name of a channel
 
 QUIET = 0.02  # seconds between two notifications of a process; the first one goes at once
-_CHANNEL = f"procrastinate_queue_v1#{QUEUE}"
+_TICKETS = f"procrastinate_queue_v1#{QUEUE}"
+CHANGES = "baton_jobs"  # the channel of changed jobs; a payload is ids with spaces between them
+_IDS = 200  # in a payload, which PostgreSQL limits to 8000 bytes
 
 
 def make_queue(database: Database, *, retry_for: float = 0.0) -> procrastinate.App:
@@ -39,31 +41,48 @@ def make_queue(database: Database, *, retry_for: float = 0.0) -> procrastinate.A
 
 
 class Bell:
-    """Tells the workers that there are tickets, after the commit that stored them.
+    """Tells the workers that there are tickets, and the API processes which jobs have changed.
 
     A NOTIFY inside the storing transaction would hold a lock of the whole cluster through its
-    commit. So it is a statement of its own, and a burst of submits rings once per `QUIET`. A ring
-    that gets lost costs a worker's poll interval, nothing more.
+    commit. So it is a statement of its own, and a burst rings once per `QUIET`. A ring that gets
+    lost costs a worker's poll interval, or that of a waiting request (app/waits.py), nothing more.
     """
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._tickets = False
+        self._changed: set[str] = set()
         self._wanted = asyncio.Event()
 
     def ring(self) -> None:
         """Say that a ticket has been committed; returns at once."""
+        self._tickets = True
+        self._wanted.set()
+
+    def announce(self, job_id: str) -> None:
+        """Say that a change of a job which a client can see has been committed; returns at once."""
+        self._changed.add(job_id)
         self._wanted.set()
 
     async def run(self) -> None:
-        """Notify whenever somebody has rung, for ever."""
+        """Notify whenever there is something to tell, for ever."""
         while True:
             await self._wanted.wait()
             self._wanted.clear()
+            news = list(self._take())
             try:
-                await self._database.value("notify", _CHANNEL, WAKE_UP)
+                await self._database.value("notify", [n[0] for n in news], [n[1] for n in news])
             except DatabaseError as error:  # away, or its notification queue is full
                 log.warning("bell not heard", extra={"cause": str(error)})
             await asyncio.sleep(QUIET)
+
+    def _take(self) -> Iterator[tuple[str, str]]:
+        """What there is to tell: channels and payloads."""
+        if self._tickets:
+            yield _TICKETS, WAKE_UP
+        self._tickets, changed, self._changed = False, list(self._changed), set()
+        for first in range(0, len(changed), _IDS):
+            yield CHANGES, " ".join(changed[first : first + _IDS])
 
 
 @asynccontextmanager

@@ -267,6 +267,12 @@ class ProjectQuery(Query):
     project_id: str | None = None
 
 
+class JobEventsQuery(Query):
+    """Which events of a job."""
+
+    after: int = Field(0, ge=0, lt=10**15, description="The `seq` of the last one you have.")
+
+
 # --- Responses -----------------------------------------------------------------------------
 
 
@@ -302,6 +308,33 @@ class Job(Shape):
     recovering: bool = Field(
         description="Its worker is lost; within seconds another one takes the job."
     )
+
+
+class JobSnapshot(Shape):
+    """The job at the time of an event."""
+
+    status: JobStatus
+    attempt: int
+    outcome: Literal["succeeded", "failed", "cancelled", "timed_out", "expired"] | None
+    error: str | None
+    error_code: ErrorCode | None
+
+
+class JobEvent(Shape):
+    """A change of a job."""
+
+    seq: int = Field(description="Grows with every event of the job, though not always by one.")
+    type: Literal["job.pending", "job.processing", "job.progress", "job.completed", "job.failed"]
+    at: Time
+    data: JobSnapshot
+
+
+class JobEventList(Shape):
+    """The course of a job, oldest first. With `Accept: text/event-stream` each of these events is
+    sent when it happens, as the data of an event whose id is `seq` and whose name is `type`."""
+
+    events: list[JobEvent]
+    done: bool = Field(description="Nothing will come after these.")
 
 
 class TokenUsage(Shape):

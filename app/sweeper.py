@@ -79,6 +79,7 @@ class Sweeper:
             status = await self._database.value("sweep_job", row[0])
             if status is not None:
                 swept += 1
+                self._bell.announce(row[0])
                 log.warning("sweep", extra={"job_id": row[0], "status": status})
         if swept:
             self._bell.ring()

@@ -36,17 +36,20 @@ OFF_LOOP = 64 * 1024  # bytes from which a body is parsed in a thread
 # Ids are written one way only, so that what is not an id never reaches the database.
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 
-_JSON_OPTIONS = orjson.OPT_UTC_Z
-
 
 def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """Render a value; times become RFC 3339 with a Z."""
+    """Answer a value."""
     return Response(
-        orjson.dumps(value, option=_JSON_OPTIONS),
+        render(value),
         status_code=status,
         media_type="application/json",
         headers=headers,
     )
+
+
+def render(value: Any) -> bytes:
+    """A value as JSON on one line; times become RFC 3339 with a Z."""
+    return orjson.dumps(value, option=orjson.OPT_UTC_Z)
 
 
 def path_id(request: Request, name: str) -> str:

@@ -8,12 +8,12 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 from app.db import Database, LeaseLost, Refused, Unavailable
 from app.logs import trace
+from app.queue import Bell
 from app.sweeper import LEASE
 from tasks.generate import ClaimedJob, generate
 from tasks.isolated import ChildDied, generate_isolated
@@ -35,7 +35,7 @@ class Executor:
     Args:
         name: who holds the leases, for people who look at the table.
         attempt_timeout: seconds for one attempt.
-        ring: tells the workers that a job waits again.
+        bell: tells the workers that a job waits again, and whoever waits for a job that it changed.
     """
 
     def __init__(
@@ -45,13 +45,13 @@ class Executor:
         *,
         name: str,
         attempt_timeout: float,
-        ring: Callable[[], None],
+        bell: Bell,
     ) -> None:
         self._database = database
         self._provider = provider
         self._name = name
         self._attempt_timeout = attempt_timeout
-        self._ring = ring
+        self._bell = bell
         # By lease token; without a task once the outcome is being stored.
         self._running: dict[str, tuple[ClaimedJob, asyncio.Task[Any] | None]] = {}
         self._renewed = time.monotonic()
@@ -139,6 +139,7 @@ class Executor:
             return None
         job = ClaimedJob(**row)
         log.info("claim", extra=_ids(job))
+        self._bell.announce(job.id)
         return job
 
     async def _attempt(
@@ -192,7 +193,7 @@ class Executor:
                 meta = {"retryable": True, "attempts": job.attempt}
                 status = await self._keep(job, "crash_job", sentence, meta)
                 log.error("crash", extra={**_ids(job), "how": str(outcome), "status": status})
-                self._ring()
+                self._bell.ring()
             case Unavailable():  # nobody's fault: the attempt does not count
                 await self._release(job)
             case artifact:
@@ -209,7 +210,7 @@ class Executor:
         with suppress(LeaseLost):  # then there is nothing to give back
             await self._keep(job, "release_job")
             log.info("release", extra=_ids(job))
-            self._ring()
+            self._bell.ring()
 
     async def _keep(self, job: ClaimedJob, name: str, *args: Any) -> Any:
         """Call a function that ends the attempt; while the database is away, again and again.
@@ -221,7 +222,9 @@ class Executor:
         started, delay = time.monotonic(), KEEP_DELAY[0]
         while True:
             try:
-                return await self._database.value(name, job.id, job.lease_token, *args)
+                answer = await self._database.value(name, job.id, job.lease_token, *args)
+                self._bell.announce(job.id)
+                return answer
             except Unavailable as error:
                 if time.monotonic() - started > KEEP_OUTCOME:
                     log.error("outcome lost", extra={**_ids(job), "cause": str(error)})

@@ -187,7 +187,7 @@ def make_worker(
         provider,
         name=f"{platform.node()}:{os.getpid()}",
         attempt_timeout=attempt_timeout,
-        ring=bell.ring,
+        bell=bell,
     )
     queue = make_queue(database, retry_for=retry_for)
 

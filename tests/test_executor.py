@@ -11,6 +11,7 @@ import pytest
 
 from app.db import Database, Unavailable
 from app.jobs import submit
+from app.queue import Bell
 from app.schemas import HandoffDraft, HandoffRequest
 from tasks.context import Context
 from tasks.executor import Executor
@@ -59,7 +60,7 @@ class Attempts:
             provider,
             name="w",
             attempt_timeout=attempt_timeout,
-            ring=lambda: None,
+            bell=Bell(self.database),  # rings for nobody
         )
 
     async def submitted(self) -> tuple[str, int]:

@@ -8,8 +8,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 LISTED = """
 app.logs app.settings app.background app.connector app.embedded app.schemas app.history app.db
-app.queue app.sweeper app.errors app.wire app.auth app.events app.jobs app.resources app.openapi
-app.main
+app.queue app.sweeper app.errors app.wire app.auth app.waits app.events app.jobs app.stream
+app.resources app.openapi app.main
 app.client app.supervisor app.terminal app.operator app.demo
 tasks.outcomes tasks.context
 tasks.lines tasks.references tasks.paths tasks.kinds tasks.cues tasks.signals tasks.statements
@@ -29,7 +29,7 @@ SHARED = {  # all that tasks/ may see of app/
     "app.sweeper",
     "app.schemas",
 }
-SIBLINGS = {"app.events", "app.jobs", "app.resources"}  # never each other
+SIBLINGS = {"app.events", "app.jobs", "app.stream", "app.resources"}  # never each other
 SQL = re.compile(
     r"\s*(select\s.+\sfrom|insert\s+into|update\s+\w+\s+set|delete\s+from|with\s+\w+\s+as)\s",
     re.IGNORECASE | re.DOTALL,

@@ -1,6 +1,7 @@
 """A ticket carries the job's id, commits with its job, and a bell tells the workers."""
 
 import asyncio
+import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from conftest import Caller
 
 from app.db import Database, Refused, Unavailable
-from app.queue import GENERATE, QUEUE, Bell, make_queue
+from app.queue import CHANGES, GENERATE, QUEUE, Bell, make_queue
 
 
 @pytest.fixture
@@ -110,6 +111,23 @@ async def test_a_bell_that_cannot_be_heard_is_no_error_and_rings_again_later(
         monkeypatch.setattr(database, "value", value)
         bell.ring()
         await heard.get()
+
+
+async def test_changed_jobs_are_announced_together_and_each_once(
+    bell: Bell, sql: asyncpg.Connection
+) -> None:
+    inbox: asyncio.Queue[str] = asyncio.Queue()
+    await sql.add_listener(CHANGES, lambda *a: inbox.put_nowait(a[3]))
+    ids = {str(uuid.uuid4()) for _ in range(450)}  # more than a payload can hold
+    for job_id in [*ids, *ids]:
+        bell.announce(job_id)
+    bell.ring()
+    heard: list[str] = []
+    async with asyncio.timeout(5):
+        while len(heard) < len(ids):
+            heard += (await inbox.get()).split(" ")
+    assert sorted(heard) == sorted(ids)
+    assert inbox.empty()
 
 
 def test_the_name_of_the_queue_fits_into_a_channel() -> None:

@@ -1,0 +1,227 @@
+"""Waiting for a job to change: without polling, and without a database connection meanwhile.
+
+It hides how a process hears of changes, and what ends a wait: the change, the time, the client that
+goes away, the process that stops. The one rule: register, then read, then wait. What changes after
+the registration is found, whatever the read saw, and an answer is always a fresh read.
+"""
+
+import asyncio
+import logging
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+
+from app.connector import WAKE_UP, listen
+from app.db import Database, DatabaseError
+from app.queue import CHANGES
+
+log = logging.getLogger("baton.api")
+
+WAIT_MAX = 25  # seconds; clients that have been around for long give up at 30
+# Seconds between looks at all that is waited for: finds what was changed by hand or announced to
+# nobody. One statement, however many wait.
+LOOK_EVERY = 2.0
+READERS = 5  # answers that are read at once after a wake-up; half of the pool is for the others
+
+_GONE = 2**63 - 1  # the rev of a job that is not there any more
+
+
+class _Job:
+    """What is known of a job that somebody waits for; only from the looks of the hub."""
+
+    __slots__ = ("ended", "rev", "watches")
+
+    def __init__(self) -> None:
+        self.rev = 0
+        self.ended = False
+        self.watches: set[Watch] = set()
+
+
+class Watch:
+    """The jobs that one request waits for; made by `Hub.watching`."""
+
+    __slots__ = ("_ended", "_gone", "_hub", "_jobs", "_request", "_seen", "_woken")
+
+    def __init__(self, hub: "Hub", request: Request, jobs: Mapping[str, _Job]) -> None:
+        self._hub = hub
+        self._request = request
+        self._jobs = jobs
+        self._seen: Mapping[str, int] = {}
+        self._ended = False
+        self._woken = asyncio.Event()
+        self._gone: asyncio.Task[None] | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Is it still worth waiting? Not once the client has gone or the process stops."""
+        return not (self._hub.stopping or (self._gone and self._gone.done()))
+
+    async def changed(
+        self, seen: Mapping[str, int], seconds: float, *, ended: bool = False
+    ) -> bool:
+        """Wait until one of the jobs has a higher rev than was seen, and with `ended` is over.
+
+        False: nothing like that for so many seconds, or nobody is left to wait (see `alive`).
+        """
+        if self._gone is None:
+            self._gone = asyncio.create_task(_disconnected(self._request))
+            self._gone.add_done_callback(lambda _: self._woken.set())
+        self._seen, self._ended = seen, ended
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self.alive:
+                    self._woken.clear()
+                    if self._due():
+                        return True
+                    await self._woken.wait()
+        return False
+
+    def look(self) -> None:
+        """Something is known anew: wake the request if it is what it waits for."""
+        if self._hub.stopping or self._due():
+            self._woken.set()
+
+    def close(self) -> None:
+        """The request waits no more."""
+        if self._gone:
+            self._gone.cancel()
+
+    def _due(self) -> bool:
+        return any(
+            self._jobs[job_id].rev > rev and (self._jobs[job_id].ended or not self._ended)
+            for job_id, rev in self._seen.items()
+        )
+
+
+class Hub:
+    """Everything that the requests of this process wait for.
+
+    One connection listens, one statement reads whatever was announced, and only those are woken
+    whose job has another rev than they know.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self.stopping = False
+        # Held while a woken request reads its answer: when two thousand wake at once, the pool
+        # must still have a connection for a request that comes then.
+        self.turn = asyncio.Semaphore(READERS)
+        self._database = database
+        self._jobs: dict[str, _Job] = {}
+        self._announced: set[str] = set()
+        self._wanted = asyncio.Event()
+
+    def __len__(self) -> int:
+        """How many requests wait."""
+        return len(set().union(*(job.watches for job in self._jobs.values())))
+
+    @contextmanager
+    def watching(self, request: Request, job_ids: Collection[str]) -> Iterator[Watch]:
+        """Register, so that no change is missed from here on; then read, then `Watch.changed`."""
+        jobs = {job_id: self._jobs.setdefault(job_id, _Job()) for job_id in job_ids}
+        watch = Watch(self, request, jobs)
+        for job in jobs.values():
+            job.watches.add(watch)
+        try:
+            yield watch
+        finally:
+            watch.close()
+            for job_id, job in jobs.items():
+                job.watches.remove(watch)
+                if not job.watches:
+                    del self._jobs[job_id]
+
+    def stop(self) -> None:
+        """The process is to stop: whoever waits is answered now, and nobody waits any more."""
+        self.stopping = True
+        self._wake(self._jobs.values())
+
+    async def run(self) -> None:
+        """Listen and look, for ever."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(listen(self._database.dsn, [CHANGES], self._heard))
+            tasks.create_task(self._look_forever())
+
+    async def _heard(self, *, channel: str, payload: str) -> None:
+        # After a reconnection nobody knows what was announced meanwhile.
+        announced = self._jobs if payload == WAKE_UP else payload.split(" ")
+        if hits := self._jobs.keys() & announced:
+            self._announced |= hits
+            self._wanted.set()
+
+    async def _look_forever(self) -> None:
+        loop = asyncio.get_running_loop()
+        next_of_all = loop.time() + LOOK_EVERY
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(next_of_all):
+                    await self._wanted.wait()
+            self._wanted.clear()
+            if loop.time() >= next_of_all:
+                next_of_all = loop.time() + LOOK_EVERY
+                self._announced.update(self._jobs)
+            announced, self._announced = self._announced, set()
+            try:
+                await self._look(announced)
+            except DatabaseError as error:  # found by a later look, or the waits run out
+                log.warning("waited jobs not read", extra={"cause": str(error)})
+
+    async def _look(self, announced: Iterable[str]) -> None:
+        """Read these jobs in one statement, however many there are, and wake whom it concerns."""
+        known = {job_id: self._jobs[job_id] for job_id in announced if job_id in self._jobs}
+        if not known:
+            return
+        revs = [job.rev for job in known.values()]
+        changed = []
+        for row in await self._database.rows("changed_jobs", list(known), revs):
+            job = known[row["id"]]
+            job.rev = _GONE if row["rev"] is None else row["rev"]
+            job.ended = row["ended"]
+            changed.append(job)
+        self._wake(changed)
+
+    def _wake(self, jobs: Iterable[_Job]) -> None:
+        for job in jobs:
+            for watch in job.watches:
+                watch.look()
+
+
+async def _disconnected(request: Request) -> None:
+    """Return when the client has gone away; the body has been read before."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+# --- Prefer (RFC 7240) ----------------------------------------------------------------------
+
+_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_QUOTED = r'"(?:[^"\\]|\\.)*"'
+# A quote that is never closed reaches to the end, so that no text is looked at twice.
+_ELEMENT = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*(?:"|\\?$))+', re.DOTALL)
+_PREFERENCE = re.compile(rf"\s*({_TOKEN})\s*(?:=\s*({_TOKEN}|{_QUOTED})?\s*)?(?:;.*)?", re.DOTALL)
+
+
+def preferences(headers: Headers) -> dict[str, str]:
+    """What the client would like, by name in lower case; what cannot be read is left out.
+
+    Of a name that comes twice the first counts; parameters after `;` are of no use to anybody here.
+    """
+    found: dict[str, str] = {}
+    for element in _ELEMENT.findall(",".join(headers.getlist("prefer"))):
+        if preference := _PREFERENCE.fullmatch(element):
+            value = preference[2] or ""
+            if value.startswith('"'):
+                value = re.sub(r"\\(.)", r"\1", value[1:-1])
+            found.setdefault(preference[1].lower(), value)
+    return found
+
+
+def seconds_to_wait(preferred: Mapping[str, str]) -> int | None:
+    """The `wait` that is granted, at most `WAIT_MAX`; None when none was asked for."""
+    value = preferred.get("wait", "")
+    if not re.fullmatch("[0-9]+", value, re.ASCII):
+        return None
+    significant = value.lstrip("0")
+    return min(int(significant or 0), WAIT_MAX) if len(significant) < 3 else WAIT_MAX
