@@ -18,6 +18,9 @@
 --   job_due          jobs that wait for a retry: no ticket exists for them until they are due
 --   handoffs, insights   the artifacts, one per completed job
 --   charges          what a completed job cost, one row per job
+--   webhook_endpoints, webhook_secrets   who is told of the jobs of a project, and what signs it
+--   webhook_deliveries, webhook_attempts   the messages, queued by the transaction that changed the
+--                    job, and the log of sending them
 --   schema_version   what has been applied
 --
 -- The life of a job, in verbs. Only the functions below write jobs.status:
@@ -46,6 +49,7 @@
 -- status again (BT409). Lock order, everywhere: job, lease, ticket, artifact, charge.
 --
 -- SQLSTATE  BT400 a request is wrong; the message is a sentence that names the field
+--           BT403 visible, but the caller's role does not allow this
 --           BT404 not there, or not visible to the caller; the two look alike
 --           BT409 the job is not in a status that allows this
 --           BT410 the lease is lost: another attempt owns the job, or it has ended
@@ -1074,6 +1078,459 @@ language sql stable as $$
   where status = 'doing' and worker_id = p_worker_id and id <> all (p_held)
 $$;
 
+-- --- Webhooks -----------------------------------------------------------------------------
+
+alter table jobs add column if not exists webhook_url text;
+alter table jobs add column if not exists progress jsonb;
+
+create table if not exists webhook_endpoints (
+  id uuid primary key default uuidv7(),
+  project_id uuid not null references projects on delete cascade,
+  url text not null check (length(url) between 8 and 2000),
+  types text[] not null
+    check (types <@ array['job.completed', 'job.failed', 'job.processing', 'job.progress']
+      and cardinality(types) between 1 and 4),
+  enabled boolean not null default true,
+  disabled_reason text,  -- one sentence, when not a person has switched it off
+  failing_since timestamptz,  -- the first failed attempt since the last one that succeeded
+  created_at timestamptz not null default baton_now(),
+  updated_at timestamptz not null default baton_now(),
+  constraint webhook_endpoints_url unique (project_id, url)
+);
+
+-- They sign, so they are stored as they are; nothing lists them. Rotation gives the old one an end.
+create table if not exists webhook_secrets (
+  id uuid primary key default uuidv7(),
+  project_id uuid not null references projects on delete cascade,
+  endpoint_id uuid references webhook_endpoints on delete cascade,  -- null: for job.webhook_url
+  secret text not null check (secret ~ '^whsec_[A-Za-z0-9+/]{32,86}={0,2}$'),
+  created_at timestamptz not null default baton_now(),
+  expires_at timestamptz  -- null: the current one
+);
+create unique index if not exists webhook_secrets_current
+  on webhook_secrets (project_id, endpoint_id) nulls not distinct where expires_at is null;
+create index if not exists webhook_secrets_of on webhook_secrets (project_id, endpoint_id);
+create index if not exists webhook_secrets_endpoint on webhook_secrets (endpoint_id);
+
+create table if not exists webhook_deliveries (
+  -- The message id: the same on every attempt, made here, and without a dot, which signatures use.
+  id text primary key default 'msg_' || replace(uuidv7()::text, '-', ''),
+  job_id uuid not null references jobs on delete cascade,
+  project_id uuid not null references projects on delete cascade,
+  endpoint_id uuid references webhook_endpoints on delete cascade,  -- null: job.webhook_url
+  url text not null,
+  host text not null
+    generated always as (lower(substring(url from '^[A-Za-z]+://(\[[^]]*\]|[^/?#:]*)'))) stored,
+  type text not null
+    check (type in ('job.completed', 'job.failed', 'job.processing', 'job.progress')),
+  payload text not null check (octet_length(payload) < 20000),  -- what is signed and sent
+  state text not null default 'waiting' check (state in ('waiting', 'delivered', 'dead')),
+  attempt int not null default 0,  -- attempts made since it was queued or replayed
+  -- Due from then on. While an attempt runs this is its lease, and the value is its fence. Null
+  -- while nothing is to be done: it has ended, or its endpoint is disabled.
+  next_attempt_at timestamptz default baton_now(),
+  created_at timestamptz not null default baton_now(),
+  ended_at timestamptz,
+  constraint webhook_deliveries_ended
+    check ((state = 'waiting') = (ended_at is null) and (state = 'waiting' or next_attempt_at is null))
+) with (fillfactor = 80);
+-- What makes a duplicate impossible; progress is the one type that a job has several of.
+create unique index if not exists webhook_deliveries_once
+  on webhook_deliveries (job_id, endpoint_id, type) nulls not distinct where type <> 'job.progress';
+create index if not exists webhook_deliveries_of_job on webhook_deliveries (job_id, id);
+create index if not exists webhook_deliveries_of_project on webhook_deliveries (project_id, id);
+create index if not exists webhook_deliveries_of_endpoint on webhook_deliveries (endpoint_id, id);
+create index if not exists webhook_deliveries_due on webhook_deliveries (host, next_attempt_at)
+  where next_attempt_at is not null;
+
+create table if not exists webhook_attempts (
+  delivery_id text not null references webhook_deliveries on delete cascade,
+  id bigint generated always as identity,
+  at timestamptz not null,
+  status int,  -- of the answer, if there was one
+  ms int not null check (ms >= 0),
+  error text,  -- one sentence; null: delivered
+  primary key (delivery_id, id)
+);
+
+-- 32 random bytes in the form of the Standard Webhooks: four random UUIDs hold 488 random bits, and
+-- nobody can predict their SHA-256.
+create or replace function add_webhook_secret(p_project_id uuid, p_endpoint_id uuid) returns text
+language sql as $$
+  insert into webhook_secrets (project_id, endpoint_id, secret)
+  values (p_project_id, p_endpoint_id, 'whsec_' || encode(sha256(
+    uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())
+    || uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())), 'base64'))
+  on conflict do nothing
+  returning secret
+$$;
+
+create or replace function rfc3339(p_time timestamptz) returns text
+language sql stable as $$
+  select to_char(p_time at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
+$$;
+
+-- The body of a webhook, never with the artifact. Metadata are the caller's own and can be long; a
+-- job that would make the body too large is sent with its first fields only.
+create or replace function webhook_payload(p_job jobs, p_type text) returns text
+language plpgsql stable as $$
+declare
+  v_start json := json_build_object(
+    'id', p_job.id, 'project_id', p_job.project_id, 'kind', p_job.kind, 'status', p_job.status,
+    'result_kind', p_job.result_kind, 'result_id', p_job.result_id,
+    'error', left(p_job.error, 1000), 'error_code', p_job.error_code,
+    'error_meta', p_job.error_meta, 'created_at', rfc3339(p_job.created_at),
+    'updated_at', rfc3339(p_job.updated_at));
+  v_payload text;
+begin
+  v_payload := json_build_object(
+    'type', p_type, 'timestamp', rfc3339(baton_now()),
+    'data', json_build_object('job', v_start, 'result_url', '/api/v1/jobs/' || p_job.id))::text;
+  return v_payload;
+end
+$$;
+
+-- Queues the deliveries of a change of a job, in the transaction that makes it: no code path can
+-- forget one, and none can announce what is rolled back.
+create or replace function queue_webhooks() returns trigger
+language plpgsql as $$
+declare
+  v_type text := case
+    when new.status in ('completed', 'failed') then 'job.' || new.status
+    when new.status = 'processing' and old.status = 'pending' then 'job.processing'
+    else 'job.progress'
+  end;
+begin
+  if new.webhook_url is not null and new.status in ('completed', 'failed') and not exists (
+    select from webhook_secrets s
+    where s.project_id = new.project_id and s.endpoint_id is null and s.expires_at is null) then
+    perform add_webhook_secret(new.project_id, null);
+  end if;
+  insert into webhook_deliveries (job_id, project_id, endpoint_id, url, type, payload)
+  select new.id, new.project_id, target.endpoint_id, target.url, v_type, webhook_payload(new, v_type)
+  from (
+    select null::uuid as endpoint_id, new.webhook_url as url
+    where new.webhook_url is not null and new.status in ('completed', 'failed')
+    union all
+    select e.id, e.url
+    from webhook_endpoints e
+    where e.project_id = new.project_id and e.enabled and v_type = any (e.types)
+  ) target
+  where v_type <> 'job.progress' or not exists (
+    select from webhook_deliveries d
+    where d.job_id = new.id and d.endpoint_id = target.endpoint_id and d.type = v_type
+      and d.created_at > baton_now() - interval '5 seconds')
+  on conflict do nothing;
+  return null;
+end
+$$;
+create or replace trigger jobs_queue_webhooks after update on jobs for each row
+  when ((new.status <> old.status and new.status <> 'pending')
+    or (new.status = 'processing' and new.progress is distinct from old.progress))
+  execute function queue_webhooks();
+-- What the plan or the quota refuses is a failed job from the start.
+create or replace trigger jobs_queue_webhooks_at_once after insert on jobs for each row
+  when (new.status in ('completed', 'failed'))
+  execute function queue_webhooks();
+
+-- Take what is due, for p_lease_seconds: at most p_limit, and of one host at most p_per_host, or as
+-- many as p_free says of it. From host to host by the index, so that the long queue of a dead
+-- receiver is not read, let alone waited for. Answers what an attempt needs.
+create or replace function claim_webhooks(
+  p_limit int, p_per_host int, p_hosts text[], p_free int[], p_lease_seconds double precision
+) returns table (
+  id text, job_id uuid, project_id uuid, url text, host text, type text, payload text,
+  attempt int, leased_until timestamptz, created_at timestamptz, secrets text[]
+) language plpgsql as $$
+#variable_conflict use_column
+begin
+  return query
+  with recursive hosts as (
+    (select d.host from webhook_deliveries d
+     where d.next_attempt_at is not null order by d.host limit 1)
+    union all
+    select (
+      select d.host from webhook_deliveries d
+      where d.next_attempt_at is not null and d.host > h.host order by d.host limit 1)
+    from hosts h
+    where h.host is not null
+  ),
+  due as (
+    select first.id
+    from hosts h
+    left join unnest(p_hosts, p_free) as busy (host, free) on busy.host = h.host
+    cross join lateral (
+      select d.id, d.next_attempt_at
+      from webhook_deliveries d
+      where d.host = h.host and d.next_attempt_at <= baton_now()
+      order by d.next_attempt_at
+      limit coalesce(busy.free, p_per_host)
+      for update skip locked
+    ) first
+    order by first.next_attempt_at
+    limit p_limit
+  ),
+  claimed as (
+    update webhook_deliveries d
+    set next_attempt_at = baton_now() + p_lease_seconds * interval '1 second'
+    from due
+    where d.id = due.id
+    returning d.*
+  )
+  select
+    c.id, c.job_id, c.project_id, c.url, c.host, c.type, c.payload, c.attempt + 1,
+    c.next_attempt_at, c.created_at,
+    array(
+      select s.secret from webhook_secrets s
+      where s.project_id = c.project_id and s.endpoint_id is not distinct from c.endpoint_id
+        and (s.expires_at is null or s.expires_at > baton_now())
+      order by s.id desc)
+  from claimed c;
+end
+$$;
+
+-- Disable an endpoint; what waits for it waits on. Called under the endpoint's lock.
+create or replace function disable_webhook(p_endpoint_id uuid, p_reason text) returns void
+language sql as $$
+  update webhook_endpoints
+  set enabled = false, disabled_reason = p_reason, updated_at = baton_now()
+  where id = p_endpoint_id;
+  update webhook_deliveries
+  set next_attempt_at = null
+  where endpoint_id = p_endpoint_id and state = 'waiting';
+$$;
+
+-- Note an attempt and what follows from it: without an error it is delivered; without
+-- p_retry_seconds it is dead; else it is due again later. p_gone disables the endpoint, and so does
+-- failing for five days. A lease that has run out means that another attempt decides, unless this
+-- one has succeeded. Answers the state, or null when the delivery is no longer there.
+-- Lock order: endpoint, delivery.
+create or replace function webhook_attempted(
+  p_id text, p_leased_until timestamptz, p_at timestamptz, p_status int, p_ms int, p_error text,
+  p_retry_seconds double precision, p_gone boolean
+) returns text
+language plpgsql as $$
+declare
+  v_endpoint webhook_endpoints;
+  v_state text;
+begin
+  select e.* into v_endpoint
+  from webhook_deliveries d
+  join webhook_endpoints e on e.id = d.endpoint_id
+  where d.id = p_id
+  for no key update of e;
+  select state into v_state from webhook_deliveries where id = p_id for no key update;
+  if not found then
+    return null;
+  end if;
+  insert into webhook_attempts (delivery_id, at, status, ms, error)
+  values (p_id, p_at, p_status, p_ms, p_error);
+
+  update webhook_deliveries
+  set
+    attempt = attempt + 1,
+    state = case
+      when p_error is null then 'delivered'
+      when p_retry_seconds is null then 'dead'
+      else 'waiting' end,
+    next_attempt_at = case
+      when p_error is not null then baton_now() + p_retry_seconds * interval '1 second' end,
+    ended_at = case when p_error is null or p_retry_seconds is null then baton_now() end
+  where id = p_id and state = 'waiting' and (next_attempt_at = p_leased_until or p_error is null)
+  returning state into v_state;
+
+  if p_error is null then
+    update webhook_endpoints
+    set failing_since = null
+    where id = v_endpoint.id and failing_since is not null;
+  elsif p_gone then
+    perform disable_webhook(v_endpoint.id, 'The receiver answered 410 Gone.');
+  elsif v_endpoint.failing_since < baton_now() - interval '5 days' then
+    perform disable_webhook(
+      v_endpoint.id,
+      format('No attempt has succeeded since %s.', rfc3339(v_endpoint.failing_since)));
+  elsif v_endpoint.failing_since is null then
+    update webhook_endpoints set failing_since = baton_now() where id = v_endpoint.id;
+  end if;
+  return v_state;
+end
+$$;
+
+-- Give a claimed delivery back at once, because the worker stops.
+create or replace function release_webhook(p_id text, p_leased_until timestamptz) returns void
+language sql as $$
+  update webhook_deliveries
+  set next_attempt_at = baton_now()
+  where id = p_id and next_attempt_at = p_leased_until
+$$;
+
+-- Answers BT404 or BT403 unless the role, null when nothing was found, may change webhooks.
+create or replace function assert_webhook_admin(p_access_role text, p_noun text) returns void
+language plpgsql immutable as $$
+begin
+  if p_access_role is null then
+    raise '%_id: no % with this id is visible to this key.', p_noun, p_noun using errcode = 'BT404';
+  elsif p_access_role = 'member' then
+    raise 'Only an owner or admin of the project may do this to its webhooks.'
+      using errcode = 'BT403';
+  end if;
+end
+$$;
+
+create or replace function project_role(p_user_id uuid, p_project_id uuid) returns text
+language sql stable as $$
+  select access_role from project_access where user_id = p_user_id and project_id = p_project_id
+$$;
+
+-- The endpoint, locked, when the user may change it.
+create or replace function lock_webhook(p_user_id uuid, p_webhook_id uuid) returns webhook_endpoints
+language plpgsql as $$
+declare
+  v_endpoint webhook_endpoints;
+begin
+  select e.* into v_endpoint
+  from webhook_endpoints e
+  join project_access a on a.project_id = e.project_id and a.user_id = p_user_id
+  where e.id = p_webhook_id
+  for no key update of e;
+  perform assert_webhook_admin(project_role(p_user_id, v_endpoint.project_id), 'webhook');
+  return v_endpoint;
+end
+$$;
+
+create or replace function create_webhook(
+  p_user_id uuid, p_project_id uuid, p_url text, p_types text[], out webhook webhook_endpoints,
+  out secret text
+) language plpgsql as $$
+begin
+  perform assert_webhook_admin(project_role(p_user_id, p_project_id), 'project');
+  -- One at a time for a project, so that the cap is one; each end of a job writes a row for each.
+  perform from projects where id = p_project_id for no key update;
+  if (select count(*) from webhook_endpoints e where e.project_id = p_project_id) >= 20 then
+    raise 'A project has at most 20 webhooks; delete one first.' using errcode = 'BT409';
+  end if;
+  insert into webhook_endpoints (project_id, url, types)
+  values (p_project_id, p_url, p_types)
+  on conflict do nothing
+  returning * into webhook;
+  if webhook.id is null then
+    raise 'url: the project already has a webhook with this URL.' using errcode = 'BT409';
+  end if;
+  secret := add_webhook_secret(p_project_id, webhook.id);
+end
+$$;
+
+-- Change what is not null. Waiting deliveries go to the new URL, and wait while it is disabled.
+create or replace function update_webhook(
+  p_user_id uuid, p_webhook_id uuid, p_enabled boolean, p_url text, p_types text[]
+) returns webhook_endpoints
+language plpgsql as $$
+declare
+  v_endpoint webhook_endpoints := lock_webhook(p_user_id, p_webhook_id);
+begin
+  update webhook_endpoints
+  set
+    url = coalesce(p_url, url), types = coalesce(p_types, types), updated_at = baton_now()
+  where id = p_webhook_id;
+  update webhook_deliveries
+  set url = p_url
+  where endpoint_id = p_webhook_id and state = 'waiting' and url <> p_url;
+  if v_endpoint.enabled and not p_enabled then
+    perform disable_webhook(p_webhook_id, null);
+  elsif p_enabled and not v_endpoint.enabled then
+    update webhook_endpoints
+    set enabled = true, disabled_reason = null, failing_since = null
+    where id = p_webhook_id;
+    update webhook_deliveries
+    set next_attempt_at = baton_now()
+    where endpoint_id = p_webhook_id and state = 'waiting' and next_attempt_at is null;
+  end if;
+  select * into v_endpoint from webhook_endpoints where id = p_webhook_id;
+  return v_endpoint;
+exception when unique_violation then
+  raise 'url: the project already has a webhook with this URL.' using errcode = 'BT409';
+end
+$$;
+
+-- Delete an endpoint, what waits for it and its log.
+create or replace function delete_webhook(p_user_id uuid, p_webhook_id uuid) returns void
+language plpgsql as $$
+begin
+  perform lock_webhook(p_user_id, p_webhook_id);
+  delete from webhook_endpoints where id = p_webhook_id;
+end
+$$;
+
+-- A new secret; both sign for 24 hours. p_webhook_id null is the secret of job.webhook_url.
+create or replace function rotate_webhook_secret(
+  p_user_id uuid, p_project_id uuid, p_webhook_id uuid
+) returns text
+language plpgsql as $$
+begin
+  if p_webhook_id is not null then
+    p_project_id := (lock_webhook(p_user_id, p_webhook_id)).project_id;
+  else
+    perform assert_webhook_admin(project_role(p_user_id, p_project_id), 'project');
+    perform from projects where id = p_project_id for no key update;
+  end if;
+  delete from webhook_secrets
+  where project_id = p_project_id and endpoint_id is not distinct from p_webhook_id
+    and expires_at < baton_now();
+  update webhook_secrets
+  set expires_at = baton_now() + interval '24 hours'
+  where project_id = p_project_id and endpoint_id is not distinct from p_webhook_id
+    and expires_at is null;
+  -- Each one is a signature in a header; three of them cover any rotation that makes sense.
+  delete from webhook_secrets
+  where id in (
+    select id from webhook_secrets
+    where project_id = p_project_id and endpoint_id is not distinct from p_webhook_id
+    order by id desc offset 2);
+  return add_webhook_secret(p_project_id, p_webhook_id);
+end
+$$;
+
+-- The secret that signs messages to job.webhook_url, made when somebody first asks for it.
+create or replace function read_webhook_secret(p_user_id uuid, p_project_id uuid) returns text
+language plpgsql as $$
+declare
+  v_secret text;
+begin
+  perform assert_webhook_admin(project_role(p_user_id, p_project_id), 'project');
+  perform add_webhook_secret(p_project_id, null);
+  select secret into v_secret
+  from webhook_secrets
+  where project_id = p_project_id and endpoint_id is null and expires_at is null;
+  return v_secret;
+end
+$$;
+
+-- Send a message once more, with the whole schedule before it and the same id.
+create or replace function replay_webhook(p_user_id uuid, p_delivery_id text)
+returns webhook_deliveries
+language plpgsql as $$
+declare
+  v_delivery webhook_deliveries;
+  v_enabled boolean;
+begin
+  select d.* into v_delivery
+  from webhook_deliveries d
+  join project_access a on a.project_id = d.project_id and a.user_id = p_user_id
+  where d.id = p_delivery_id;
+  perform assert_webhook_admin(project_role(p_user_id, v_delivery.project_id), 'delivery');
+  select enabled into v_enabled
+  from webhook_endpoints where id = v_delivery.endpoint_id for no key update;
+  if not v_enabled then
+    raise 'The webhook is disabled; enable it first.' using errcode = 'BT409';
+  end if;
+  update webhook_deliveries
+  set state = 'waiting', attempt = 0, next_attempt_at = baton_now(), ended_at = null
+  where id = p_delivery_id
+  returning * into v_delivery;
+  return v_delivery;
+end
+$$;
+
 -- --- ops: what an operator does, from psql -------------------------------------------------
 
 create schema if not exists ops;
@@ -1191,3 +1648,21 @@ end
 $$;
 comment on function ops.revoke_api_key is
   'Revoke the key that starts with this prefix (11 characters). False: no such live key.';
+
+create or replace view ops.webhook_backlog as
+  select
+    d.project_id, d.endpoint_id, d.host, count(*) as waiting, min(d.created_at) as oldest,
+    min(d.next_attempt_at) as next_attempt_at, e.enabled, e.disabled_reason,
+    (array_agg(last.error order by last.at desc nulls last))[1] as last_error
+  from webhook_deliveries d
+  left join webhook_endpoints e on e.id = d.endpoint_id
+  left join lateral (
+    select a.error, a.at from webhook_attempts a
+    where a.delivery_id = d.id order by a.id desc limit 1
+  ) last on true
+  where d.state = 'waiting'
+  group by d.project_id, d.endpoint_id, d.host, e.enabled, e.disabled_reason;
+comment on view ops.webhook_backlog is
+  'Webhooks that wait, by receiver: how many, since when, and why the latest attempt failed. '
+  'Without an endpoint_id it is what jobs named as their webhook_url. URLs may hold tokens: only '
+  'the host is shown.';

@@ -40,6 +40,7 @@ class DatabaseError(Exception):
 
     DatabaseError
     ├── InvalidRequest   BT400: the message is a sentence that names the field
+    ├── Forbidden        BT403: visible, but the caller's role does not allow this
     ├── NotFound         BT404: not there, or not visible to the caller
     ├── Conflict         BT409: the job is not in a status that allows this
     ├── LeaseLost        BT410: another attempt owns the job, or it has ended
@@ -50,6 +51,10 @@ class DatabaseError(Exception):
 
 class InvalidRequest(DatabaseError):
     """BT400."""
+
+
+class Forbidden(DatabaseError):
+    """BT403."""
 
 
 class NotFound(DatabaseError):
@@ -74,6 +79,7 @@ class Unavailable(DatabaseError):
 
 BY_SQLSTATE: dict[str, type[DatabaseError]] = {
     "BT400": InvalidRequest,
+    "BT403": Forbidden,
     "BT404": NotFound,
     "BT409": Conflict,
     "BT410": LeaseLost,

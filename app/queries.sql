@@ -218,6 +218,21 @@ select park_job($1, $2, $3, $4, $5, $6);
 -- $1 job, $2 token, $3 sentence, $4 meta. The new status. BT410.
 select crash_job($1, $2, $3, $4);
 
+-- name: claim_webhooks
+-- $1 limit, $2 at most of one host, $3 hosts and $4 what is free of them, $5 lease in seconds.
+select
+  id, job_id, project_id, url, host, type, payload, attempt, leased_until, created_at, secrets
+from claim_webhooks($1, $2, $3, $4, $5);
+
+-- name: webhook_attempted
+-- $1 delivery, $2 lease, $3 when, $4 status or null, $5 milliseconds, $6 error or null, $7 seconds
+-- until the next attempt or null, $8 gone. The new state.
+select webhook_attempted($1, $2, $3, $4, $5, $6, $7, $8);
+
+-- name: release_webhook
+-- $1 delivery, $2 lease. Due again now.
+select release_webhook($1, $2);
+
 -- name: lease_counts
 -- The database's clock, how many leases there are and how many have expired.
 select

@@ -9,7 +9,10 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
+
+Network = IPv4Network | IPv6Network
 
 # The built-in provider, or one of the operator's own: a module and a factory without arguments.
 _HOST = r"(?:\[[^]@/?#]+\]|[^][:,@/?#]*)(?::[0-9]+)?"
@@ -33,6 +36,7 @@ class Settings:
     concurrency: int = 100  # attempts in flight in one worker
     attempt_timeout: float = 110.0  # seconds; clients are told to wait 120
     log: str = "json"
+    webhook_allow: tuple[Network, ...] = ()  # may get webhooks although they are not public
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> "Settings":
@@ -56,6 +60,14 @@ class Settings:
                 return default
             return int(raw)
 
+        def networks(name: str) -> tuple[Network, ...]:
+            parts = filter(None, map(str.strip, env.get(name, "").split(",")))
+            try:
+                return tuple(map(ip_network, parts))
+            except ValueError as error:
+                faults.append(f"{name}: must be networks such as 10.0.0.0/8,fd00::/8; {error}")
+                return ()
+
         database_url = env.get("DATABASE_URL", "").strip() or None
         if database_url and not re.fullmatch(_DSN, database_url):  # not quoted: it has a password
             faults.append(
@@ -78,6 +90,7 @@ class Settings:
                 "text or json",
                 "text|json",
             ),
+            webhook_allow=networks("BATON_WEBHOOK_ALLOW"),
         )
         if faults:
             raise ConfigurationError("\n".join(faults))

@@ -9,6 +9,11 @@
     render     draft -> Markdown
     outcomes   how an attempt can end
 
+Beside the attempts, webhooks go out:
+
+    delivery   what is due -> signed -> sent -> noted
+    outbound   a POST to an address that a stranger chose
+
 How `extractive` reads, from an event up to an artifact:
 
     lines, references, paths, kinds, cues    what a text, a path or a sentence tells

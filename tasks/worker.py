@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 import platform
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -23,7 +24,9 @@ from app.db import Database, Unavailable, open_database
 from app.queue import GENERATE, QUEUE, Bell, hung_bell, make_queue
 from app.settings import Settings
 from app.sweeper import Sweeper
+from tasks.delivery import Deliverer
 from tasks.executor import Executor
+from tasks.outbound import Outbound
 from tasks.providers import Provider, make_provider
 
 log = logging.getLogger("baton.worker")
@@ -180,8 +183,13 @@ def make_worker(
     concurrency: int,
     attempt_timeout: float,
     retry_for: float = OUTAGE,
+    ended: Callable[[], None] = lambda: None,
 ) -> tuple[TicketWorker, Executor]:
-    """A worker over a pool, not yet running, and the executor that it gives tickets to."""
+    """A worker over a pool, not yet running, and the executor that it gives tickets to.
+
+    Args:
+        ended: called after each attempt.
+    """
     executor = Executor(
         database,
         provider,
@@ -195,6 +203,7 @@ def make_worker(
     async def generate(context: JobContext, job_id: str) -> None:
         assert context.job.id is not None
         await executor.run(job_id, context.job.id)
+        ended()
 
     assert isinstance(queue.connector, AsyncpgConnector)
     worker = TicketWorker(
@@ -224,15 +233,18 @@ async def run_worker(settings: Settings) -> None:
             open_database(settings.database_url, application_name="baton worker", size=POOL_SIZE)
         )
         bell = await stack.enter_async_context(hung_bell(database))
+        deliverer = Deliverer(database, Outbound(settings.webhook_allow))
         worker, executor = make_worker(
             database,
             provider,
             bell,
             concurrency=settings.concurrency,
             attempt_timeout=settings.attempt_timeout,
+            ended=deliverer.wake,
         )
         await stack.enter_async_context(background(Sweeper(database, bell).run()))
         await stack.enter_async_context(background(executor.renew_forever()))
+        await stack.enter_async_context(background(deliverer.run()))
         await stack.enter_async_context(background(watch_loop()))
         log.info("start", extra={"concurrency": settings.concurrency})
         try:

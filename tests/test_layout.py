@@ -15,7 +15,8 @@ tasks.outcomes tasks.context
 tasks.lines tasks.references tasks.paths tasks.kinds tasks.cues tasks.signals tasks.statements
 tasks.changes tasks.reading tasks.passages tasks.areas
 tasks.handoff tasks.notes tasks.onboarding tasks.architecture tasks.correlation tasks.extractive
-tasks.providers tasks.render tasks.generate tasks.isolated tasks.executor tasks.worker
+tasks.providers tasks.render tasks.generate tasks.isolated tasks.executor
+tasks.outbound tasks.delivery tasks.worker
 app.__main__
 """
 ORDER = LISTED.split()

@@ -154,6 +154,26 @@ REFUSED = [
     ("jobs", "error", "update jobs set error = 'x'"),
     ("charges", "credits", "insert into charges select id, user_id, project_id, kind, -1 "
      "from jobs"),
+    *(("webhook_endpoints", about, "insert into webhook_endpoints (project_id, url, types) "
+       f"select id, {values} from projects")
+      for about, values in (
+          ("url", "'http://', '{job.failed}'"), ("types", "'http://a', '{}'"),
+          ("types", "'http://a', '{job.lost}'"))),
+    ("webhook_secrets", "secret", "insert into webhook_secrets (project_id, secret) "
+     "select id, 'whsec_c2hvcnQ=' from projects"),
+    *(("webhook_deliveries", about, "insert into webhook_deliveries (job_id, project_id, url, "
+       "next_attempt_at, type, payload, state, ended_at) "
+       f"select id, project_id, 'http://a', null, {values} from jobs")
+      for about, values in (
+          ("type", "'job.lost', '{}', 'waiting', null"),
+          ("payload", "'job.failed', repeat('x', 20000), 'waiting', null"),
+          ("state", "'job.failed', '{}', 'lost', now()"),
+          ("ended", "'job.failed', '{}', 'waiting', now()"),
+          ("ended", "'job.failed', '{}', 'dead', null"))),
+    ("webhook_attempts", "ms", "with d as (insert into webhook_deliveries (job_id, project_id, "
+     "url, type, payload) select id, project_id, 'http://a', 'job.failed', '{}' from jobs "
+     "returning id) insert into webhook_attempts (delivery_id, at, ms) "
+     "select id, now(), -1 from d"),
     *((table, "status", LOST.format(table, ROW.replace("}", ', "status": "lost"}')))
       for table in ("handoffs", "insights")),
 ]  # fmt: skip

@@ -1,5 +1,6 @@
 """Configuration: every fault at once, each naming its variable, and no secret in sight."""
 
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ def test_every_variable_is_read() -> None:
             "BATON_CONCURRENCY": "7",
             "BATON_ATTEMPT_TIMEOUT": "30",
             "BATON_LOG": "text",
+            "BATON_WEBHOOK_ALLOW": "10.0.0.0/8, fd12::/16,192.168.1.5",
         }
     )
     assert settings == Settings(
@@ -40,6 +42,7 @@ def test_every_variable_is_read() -> None:
         concurrency=7,
         attempt_timeout=30,
         log="text",
+        webhook_allow=tuple(map(ip_network, ("10.0.0.0/8", "fd12::/16", "192.168.1.5/32"))),
     )
 
 
@@ -56,6 +59,7 @@ def test_all_faults_are_reported_together_and_name_their_variables() -> None:
         "BATON_CONCURRENCY": "0",
         "BATON_ATTEMPT_TIMEOUT": "1.5",
         "BATON_LOG": "xml",
+        "BATON_WEBHOOK_ALLOW": "10.0.0.0/8,10.0.0.1/8,localhost",
     }
     with pytest.raises(ConfigurationError) as caught:
         Settings.from_env(wrong)
