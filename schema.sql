@@ -8,6 +8,9 @@
 --   users, organizations, members, projects   who may see what; a project is personal or of an
 --                                             organization, project_access answers for both
 --   api_keys         SHA-256 digests of the keys that act for a user; the raw key is never stored
+--   limits           what one user may do instead of BATON_LIMITS
+--   rate_windows     which requests of the last minute were admitted; unlogged
+--   wait_slots       the requests that are held open right now; unlogged
 --   sources          the vocabulary of where events come from; an operator can add a row
 --   flows            the job kinds and what one costs, in credits
 --   events           what happened: one row per piece of activity, stored once per external id
@@ -172,6 +175,199 @@ begin
   if not found then
     raise 'project_id: no project with this id is visible to this key.' using errcode = 'BT404';
   end if;
+end
+$$;
+
+-- --- Limits -------------------------------------------------------------------------------
+--
+-- A policy admits at most its quota of requests in any 60 seconds, over all API processes: default
+-- and poll by key, generate by user. Refused requests count for nothing. The counts of a crashed
+-- server are forgotten, which is what unlogged means; in return no request waits for the disk.
+
+create table if not exists limits (
+  user_id uuid not null references users on delete cascade,
+  policy text not null check (policy in ('default', 'poll', 'generate', 'waits')),
+  quota int not null check (quota between 0 and 1000000),  -- 0: no limit
+  primary key (user_id, policy)
+);
+
+-- One pair for each second of the last minute that admitted something: times[i] is when its last
+-- request was admitted, totals[i + 1] how many had been by then; totals[1] is how many before. So a
+-- row has at most 61 pairs, and both arrays only grow to the right. Much room in a page keeps
+-- updates in it (HOT).
+create unlogged table if not exists rate_windows (
+  subject uuid not null,  -- a key or a user
+  policy text not null,
+  times timestamptz[] not null default '{}',
+  totals bigint[] not null default '{0}',
+  primary key (subject, policy)
+) with (fillfactor = 25);
+
+-- baton_now() of this very moment, also late in a transaction that had to wait for a lock.
+create or replace function baton_clock() returns timestamptz
+language sql volatile as $$
+  select baton_now() + (clock_timestamp() - now())
+$$;
+
+-- How many pairs of a window have left it. All, when the clock was set back by more than a minute:
+-- to count them until it has caught up would refuse everything for that long.
+create or replace function window_expired(p_times timestamptz[], p_at timestamptz) returns int
+language sql immutable as $$
+  select case
+    when p_times[cardinality(p_times)] > p_at + interval '60 seconds' then cardinality(p_times)
+    else width_bucket(p_at - interval '60 seconds', p_times)
+  end
+$$;
+
+create or replace function window_used(
+  p_times timestamptz[], p_totals bigint[], p_at timestamptz
+) returns bigint
+language sql immutable as $$
+  select p_totals[cardinality(p_totals)] - p_totals[1 + window_expired(p_times, p_at)]
+$$;
+
+-- Who a live key acts for, and whether that caller may go on: one request is counted in all the
+-- policies, or in none when one of them refuses. No user: no such key. For each policy its quota, what
+-- remains of it, and the seconds until there is more: a request that was refused is admitted then,
+-- unless another one comes first. A quota of 0 is no limit, and nothing is written for it.
+--
+-- Callers name their policies in one order, so that two of them cannot deadlock.
+create or replace function admit(
+  p_digest bytea, p_policies text[], p_quotas int[],
+  out user_id uuid, out key_id uuid, out quotas int[], out remaining bigint[], out resets int[],
+  out refused text[]
+) language plpgsql as $$
+declare
+  v_subject uuid;
+  v_window rate_windows;
+  v_windows rate_windows[];
+  v_now timestamptz;
+  v_expired int;
+  v_last int;
+begin
+  select k.user_id, k.id into user_id, key_id
+  from api_keys k
+  where k.digest = p_digest and k.revoked_at is null;
+  if not found then
+    return;
+  end if;
+  quotas := p_quotas;
+  if exists (select from limits l where l.user_id = admit.user_id) then
+    quotas := array(
+      select coalesce(l.quota, p.quota)
+      from unnest(p_policies, p_quotas) with ordinality p (policy, quota, place)
+      left join limits l on l.user_id = admit.user_id and l.policy = p.policy
+      order by p.place);
+  end if;
+
+  remaining := array_fill(null::bigint, array[cardinality(p_policies)]);
+  resets := array_fill(null::int, array[cardinality(p_policies)]);
+  refused := '{}';
+  for i in 1 .. cardinality(p_policies) loop
+    continue when quotas[i] = 0;
+    v_subject := case p_policies[i] when 'generate' then user_id else key_id end;
+    v_now := baton_clock();
+    loop
+      -- Without room nothing is locked. With room it is looked for again under the lock.
+      select * into v_window
+      from rate_windows w
+      where w.subject = v_subject and w.policy = p_policies[i]
+        and window_used(w.times, w.totals, v_now) < quotas[i]
+      for update;
+      exit when found;
+      insert into rate_windows (subject, policy) values (v_subject, p_policies[i])
+      on conflict do nothing;
+      continue when found;
+      select * into v_window
+      from rate_windows w
+      where w.subject = v_subject and w.policy = p_policies[i];
+      if window_used(v_window.times, v_window.totals, v_now) >= quotas[i] then
+        refused := refused || p_policies[i];
+        exit;
+      end if;
+    end loop;
+    v_windows[i] := v_window;
+  end loop;
+
+  for i in 1 .. cardinality(p_policies) loop
+    continue when quotas[i] = 0;
+    v_window := v_windows[i];
+    v_now := baton_clock();
+    v_expired := window_expired(v_window.times, v_now);
+    v_window.times := v_window.times[v_expired + 1:];
+    v_window.totals := v_window.totals[v_expired + 1:];
+    if refused = '{}' then
+      v_last := cardinality(v_window.times);
+      v_now := greatest(v_now, v_window.times[v_last]);
+      if v_last = 0 or date_trunc('second', v_now) > v_window.times[v_last] then
+        v_last := v_last + 1;
+        v_window.totals[v_last + 1] := v_window.totals[v_last];
+      end if;
+      v_window.times[v_last] := v_now;
+      v_window.totals[v_last + 1] := v_window.totals[v_last + 1] + 1;
+      update rate_windows w
+      set times = v_window.times, totals = v_window.totals
+      where w.subject = v_window.subject and w.policy = v_window.policy;
+    end if;
+    v_last := cardinality(v_window.totals);
+    remaining[i] := greatest(0, quotas[i] - (v_window.totals[v_last] - v_window.totals[1]));
+    -- The first pair whose leaving makes room.
+    v_last := greatest(1, width_bucket(v_window.totals[v_last] - quotas[i], v_window.totals));
+    resets[i] := coalesce(
+      ceil(extract(epoch from v_window.times[v_last] - v_now + interval '60 seconds')), 0);
+  end loop;
+end
+$$;
+
+-- One row for each request that is held open: at most the quota of them by key, over all processes.
+-- A row that is not kept for a while belongs to a process that has died.
+create unlogged table if not exists wait_slots (
+  id uuid primary key default gen_random_uuid(),
+  key_id uuid not null,
+  expires_at timestamptz not null
+);
+create index if not exists wait_slots_key on wait_slots (key_id);
+
+-- A slot for a request that is about to wait; none when the quota is 0, or when all are taken, in
+-- which case remaining is null. p_released are slots that the caller gives up but has not deleted.
+create or replace function take_wait_slot(
+  p_user_id uuid, p_key_id uuid, p_quota int, p_seconds double precision, p_released uuid[],
+  out slot uuid, out quota int, out remaining int
+) language plpgsql as $$
+begin
+  quota := coalesce(
+    (select l.quota from limits l where l.user_id = p_user_id and l.policy = 'waits'), p_quota);
+  if quota = 0 then
+    return;
+  end if;
+  perform pg_advisory_xact_lock(hashtextextended('baton waits ' || p_key_id, 0));
+  remaining := quota - 1 - (
+    select count(*)
+    from wait_slots w
+    where w.key_id = p_key_id and w.expires_at > baton_now() and w.id <> all (p_released));
+  if remaining < 0 then
+    remaining := null;
+    return;
+  end if;
+  insert into wait_slots (key_id, expires_at)
+  values (p_key_id, baton_now() + p_seconds * interval '1 second')
+  returning id into slot;
+end
+$$;
+
+-- One statement per process and while, for all its slots: those that it holds stay, those that it
+-- has released go, and so do the ones that nobody keeps.
+create or replace function keep_wait_slots(
+  p_held uuid[], p_released uuid[], p_seconds double precision
+) returns void
+language plpgsql as $$
+begin
+  delete from wait_slots where id = any (p_released);
+  update wait_slots set expires_at = baton_now() + p_seconds * interval '1 second'
+  where id = any (p_held);
+  delete from wait_slots
+  where id in (
+    select id from wait_slots where expires_at < baton_now() for update skip locked);
 end
 $$;
 
@@ -1648,6 +1844,20 @@ end
 $$;
 comment on function ops.revoke_api_key is
   'Revoke the key that starts with this prefix (11 characters). False: no such live key.';
+
+create or replace function ops.set_limit(user_id uuid, policy text, quota int) returns void
+language plpgsql as $$
+begin
+  delete from limits l where l.user_id = set_limit.user_id and l.policy = set_limit.policy;
+  if set_limit.quota is not null then
+    insert into limits (user_id, policy, quota)
+    values (set_limit.user_id, set_limit.policy, set_limit.quota);
+  end if;
+end
+$$;
+comment on function ops.set_limit is
+  'Give a user a quota of their own, from the next request on. policy: default, poll (a minute and '
+  'key), generate (a minute), waits (at once). 0: no limit; null: as BATON_LIMITS says.';
 
 create or replace view ops.webhook_backlog as
   select

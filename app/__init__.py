@@ -8,6 +8,7 @@ Read top-down; a file imports only files above it:
     sweeper    brings back the jobs of dead workers; runs in every process
     errors     what a client is told when something is wrong
     wire       bytes to checked values, values to bytes
+    limits     how much one caller may ask for
     auth       who is calling
     waits      requests that wait for a job to change
     events     activity in, and out again

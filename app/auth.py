@@ -6,25 +6,28 @@ revoked keys get the same 401, and what cannot be a key never reaches the databa
 
 import hashlib
 import re
+from collections.abc import Sequence
 
 from starlette.requests import Request
 
 from app.errors import Unauthorized
+from app.limits import Policy, admit
 from app.wire import known_id
 
 _BEARER = re.compile(r"(?i:bearer) +(fr_[A-Za-z0-9_-]{43})", re.ASCII)
 
 
-async def authenticate(request: Request) -> str:
-    """The id of the user that the request's key acts for.
+async def authenticate(request: Request, policies: Sequence[Policy]) -> str:
+    """The id of the user that the request's key acts for; counts the request in `policies`.
 
     Raises:
         Unauthorized: in one wording, whatever is wrong with the key.
+        RateLimited: the key is good and has been used too often.
     """
     bearer = _BEARER.fullmatch(request.headers.get("authorization", "").strip())
     if bearer:
         digest = hashlib.sha256(bearer[1].encode()).digest()
-        user_id: str | None = await request.app.state.database.value("caller_of_key", digest)
+        user_id = await admit(request, digest, policies)
         if user_id is not None:
             return user_id
     raise Unauthorized("Send a valid API key as 'Authorization: Bearer fr_…'.")

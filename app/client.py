@@ -16,9 +16,12 @@ class RequestFailed(Exception):
 
 
 class Client:
-    """One API key at one base URL."""
+    """One API key at one base URL; `on_wait` is told how many seconds a limit makes it wait."""
 
-    def __init__(self, base_url: str, key: str) -> None:
+    def __init__(
+        self, base_url: str, key: str, on_wait: Callable[[int], None] = lambda seconds: None
+    ) -> None:
+        self._on_wait = on_wait
         self._http = httpx.Client(
             base_url=base_url,
             headers={"Authorization": f"Bearer {key}", "User-Agent": "baton-cli"},
@@ -52,10 +55,19 @@ class Client:
         raise RequestFailed(f"The job {job_id} is not done after {WAIT:.0f} s; it goes on.")
 
     def _call(self, method: str, path: str, **options: Any) -> httpx.Response:
-        try:
-            response = self._http.request(method, path, **options)
-        except httpx.HTTPError as error:
-            raise RequestFailed(f"{self._http.base_url} cannot be reached: {error}") from None
+        deadline = time.monotonic() + WAIT
+        while True:
+            try:
+                response = self._http.request(method, path, **options)
+            except httpx.HTTPError as error:
+                raise RequestFailed(f"{self._http.base_url} cannot be reached: {error}") from None
+            after = response.headers.get("retry-after", "")
+            if response.status_code != httpx.codes.TOO_MANY_REQUESTS or not after.isdigit():
+                break
+            if time.monotonic() + int(after) > deadline:
+                break
+            self._on_wait(int(after))
+            time.sleep(int(after))  # a 429 has done nothing, so nothing is done twice
         if response.is_success:
             return response
         try:

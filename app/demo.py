@@ -45,7 +45,7 @@ def handoff(
 ) -> None:
     """Ask for a handoff over HTTP, wait for it and print its Markdown."""
     with _key(settings, wanted, key_) as usable:
-        client = Client(url or base_url(settings), usable)
+        client = Client(url or base_url(settings), usable, _say_wait)
         click.echo(_handoff(client, wanted, sources=sources, until=until), nl=False)
 
 
@@ -63,7 +63,7 @@ def demo(settings: Settings) -> None:
         accepted, duplicates, name = with_pool(local, store)
         click.echo(f"{name}: {accepted} events imported, {duplicates} already there.", err=True)
         with _key(local, FIRST_PROJECT, None) as usable:
-            client = Client(url, usable)
+            client = Client(url, usable, _say_wait)
             markdown = _handoff(client, FIRST_PROJECT, until=_last_activity(local))
             click.echo(markdown, nl=False)
 
@@ -115,6 +115,10 @@ def _handoff(
     if ended["job"]["status"] == "failed":
         raise Fault(f"{ended['job']['error_code']}: {ended['job']['error']}")
     return str(ended["result"]["markdown"])
+
+
+def _say_wait(seconds: int) -> None:
+    click.echo(f"The limit of requests is reached; going on in {seconds} s.", err=True)
 
 
 @contextmanager

@@ -31,6 +31,8 @@ class ApiError(Exception):
     ├── PayloadTooLarge       413 payload_too_large
     ├── UriTooLong            414 uri_too_long
     ├── UnsupportedMediaType  415 unsupported_media_type
+    ├── RateLimited           429 rate_limited
+    ├── TooManyWaits          429 too_many_waits
     ├── HeadersTooLarge       431 headers_too_large
     └── Unavailable           503 unavailable
     """
@@ -38,6 +40,7 @@ class ApiError(Exception):
     status = HTTPStatus.INTERNAL_SERVER_ERROR
     code = "internal_error"
     headers: dict[str, str] = {}
+    extra: dict[str, Any] = {}  # more members of the body, by the names of RFC 9457
 
     def __init__(self, sentence: str) -> None:
         super().__init__(sentence)
@@ -97,6 +100,41 @@ class UnsupportedMediaType(ApiError):
     code = "unsupported_media_type"
 
 
+class RateLimited(ApiError):
+    """A policy has no request left for now. The sentence is what existing clients show.
+
+    Args:
+        detail: what the quota is.
+        violated: the policies that refuse.
+        retry_after: seconds, after which a request is admitted.
+    """
+
+    status = HTTPStatus.TOO_MANY_REQUESTS
+    code = "rate_limited"
+
+    def __init__(self, detail: str, violated: list[str], retry_after: int) -> None:
+        super().__init__("Too many requests. Please wait a moment and try again.")
+        self.headers = {"Retry-After": str(retry_after)}
+        self.extra = {"detail": detail, "violated-policies": violated}
+
+
+class TooManyWaits(ApiError):
+    """So many requests of the key are held open that this one may not wait as well."""
+
+    status = HTTPStatus.TOO_MANY_REQUESTS
+    code = "too_many_waits"
+    headers = {"Retry-After": "5"}  # seconds; nobody knows when one ends, but none takes long
+
+    def __init__(self, quota: int) -> None:
+        super().__init__(
+            "Too many requests of this key are waiting already. End one, or ask without waiting."
+        )
+        self.extra = {
+            "detail": f"{quota} waiting requests at once for this key",
+            "violated-policies": ["waits"],
+        }
+
+
 class HeadersTooLarge(ApiError):
     """The headers together are over the limit."""
 
@@ -145,7 +183,12 @@ def _of_starlette(error: HTTPException) -> ApiError:
 
 def error_body(error: ApiError) -> dict[str, Any]:
     """The one shape of an error."""
-    return {"error": error.sentence, "code": error.code, "request_id": request_id.get()}
+    return {
+        "error": error.sentence,
+        "code": error.code,
+        "request_id": request_id.get(),
+        **error.extra,
+    }
 
 
 def error_response(error: Exception) -> Response:

@@ -20,7 +20,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app import errors, events, jobs, resources, schemas, stream
+from app import errors, events, jobs, limits, resources, schemas, stream
 from app.auth import authenticate
 from app.background import background, watch_loop
 from app.db import applied_version, current_version, open_database
@@ -63,6 +63,7 @@ OPERATIONS = (
         method="POST",
         path=f"{P}/handoffs",
         handler=jobs.create_handoff,
+        limits=("default", "generate"),
         body=schemas.HandoffRequest,
         response=schemas.Accepted,
         status=202,
@@ -72,6 +73,7 @@ OPERATIONS = (
         method="POST",
         path=f"{P}/projects/{{project_id}}/insights/correlation",
         handler=jobs.create_correlation,
+        limits=("default", "generate"),
         body=schemas.CorrelationRequest,
         response=schemas.Accepted,
         status=202,
@@ -81,6 +83,7 @@ OPERATIONS = (
         method="POST",
         path=f"{P}/projects/{{project_id}}/insights/onboarding",
         handler=jobs.create_onboarding,
+        limits=("default", "generate"),
         body=schemas.OnboardingRequest,
         response=schemas.Accepted,
         status=202,
@@ -90,6 +93,7 @@ OPERATIONS = (
         method="POST",
         path=f"{P}/projects/{{project_id}}/insights/architecture",
         handler=jobs.create_architecture,
+        limits=("default", "generate"),
         body=schemas.ArchitectureRequest,
         response=schemas.Accepted,
         status=202,
@@ -99,6 +103,7 @@ OPERATIONS = (
         method="POST",
         path=f"{P}/projects/{{project_id}}/insights/release_notes",
         handler=jobs.create_release_notes,
+        limits=("default", "generate"),
         body=schemas.ReleaseNotesRequest,
         response=schemas.Accepted,
         status=202,
@@ -108,6 +113,7 @@ OPERATIONS = (
         method="GET",
         path=f"{P}/jobs/{{job_id}}",
         handler=jobs.read_job,
+        limits=("poll",),
         response=schemas.JobResponse,
         tag="Ask",
     ),
@@ -115,6 +121,7 @@ OPERATIONS = (
         method="GET",
         path=f"{P}/jobs/{{job_id}}/events",
         handler=stream.read_events,
+        limits=("poll",),
         query=schemas.JobEventsQuery,
         response=schemas.JobEventList,
         tag="Ask",
@@ -242,6 +249,7 @@ def create_app(settings: Settings) -> Starlette:
                 lock_timeout=LOCK_TIMEOUT,
             ) as database,
             hung_bell(database) as bell,
+            limits.wait_slots(database, settings.limits) as slots,
             background(Sweeper(database, bell).run()),
             background(watch_loop()),
         ):
@@ -249,6 +257,7 @@ def create_app(settings: Settings) -> Starlette:
             app.state.database = database
             app.state.bell = bell
             app.state.hub = hub
+            app.state.wait_slots = slots
             async with background(hub.run()):
                 yield
 
@@ -262,6 +271,7 @@ def create_app(settings: Settings) -> Starlette:
         exception_handlers={HTTPException: lambda _, error: errors.error_response(error)},
         lifespan=lifespan,
     )
+    app.state.limits = settings.limits
     app.router.redirect_slashes = False  # a redirect of a POST loses its body in many clients
     return app
 
@@ -283,7 +293,7 @@ def _endpoint(by_method: Mapping[str, Operation]) -> Callable[[Request], Awaitab
     async def endpoint(request: Request) -> Response:
         operation = by_method["GET" if request.method == "HEAD" else request.method]
         if not operation.public:
-            request.state.user_id = await authenticate(request)
+            request.state.user_id = await authenticate(request, operation.limits)
         return await operation.handler(request)
 
     return endpoint
@@ -312,7 +322,9 @@ class Edge:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-Id"] = request_id.get() or ""
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = request_id.get() or ""
+                headers.update(limits.headers(scope))
             await send(message)
 
         try:

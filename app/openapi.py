@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app import __version__, schemas
+from app.limits import Policy
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -33,7 +34,8 @@ class Operation:
     body_types: tuple[str, ...] = ("application/json",)
     query: type[BaseModel] | None = None
     status: int = 200
-    public: bool = False  # needs no key
+    public: bool = False  # needs no key, and so has no limits
+    limits: tuple[Policy, ...] = ("default",)
     database: bool = True  # asks the database
 
     @property
@@ -51,6 +53,7 @@ ERRORS = {
     413: "The body is over the limit.",
     414: "The path and query are over the limit.",
     415: "The body is of a type that this route does not read.",
+    429: "Too many requests for now; try again after `Retry-After`.",
     431: "The headers are over the limit.",
     500: "Unexpected; the log has it by the request id.",
     503: "The database is away or too slow; try again after `Retry-After`.",
@@ -212,13 +215,21 @@ EXAMPLES: dict[type[BaseModel], Any] = {
         "code": "invalid_request",
         "request_id": "5f0c7a52c1e84a6f",
     },
+    schemas.TooManyRequests: {
+        "error": "Too many requests. Please wait a moment and try again.",
+        "code": "rate_limited",
+        "request_id": "5f0c7a52c1e84a6f",
+        "detail": "60 requests per 60 s for this key",
+        "violated-policies": ["default"],
+    },
 }
 
 
 def document(operations: Sequence[Operation]) -> dict[str, Any]:
     """The OpenAPI 3.1 document of a route table."""
     inputs = {t for o in operations for t in (o.body, o.query) if t}
-    outputs = {o.response for o in operations} | {schemas.Error}
+    outputs: set[type[BaseModel]] = {o.response for o in operations}
+    outputs |= {schemas.Error, schemas.TooManyRequests}
     modes: list[tuple[type[BaseModel], Literal["validation", "serialization"]]] = [
         *((t, "validation") for t in sorted(inputs, key=lambda t: t.__name__)),
         *((t, "serialization") for t in sorted(outputs, key=lambda t: t.__name__)),
@@ -261,15 +272,16 @@ def _operation(
             str(operation.status): {
                 "description": (operation.response.__doc__ or "").strip(),
                 "content": _content(operation.response, refs[operation.response, "serialization"]),
-                "headers": _headers(operation.status),
+                "headers": _headers(operation, operation.status),
             },
             **{
                 str(status): {
                     "description": ERRORS[status],
-                    "content": _content(schemas.Error, refs[schemas.Error, "serialization"]),
-                    "headers": _headers(status),
+                    "content": _content(error, refs[error, "serialization"]),
+                    "headers": _headers(operation, status),
                 }
                 for status in _errors(operation)
+                for error in [schemas.TooManyRequests if status == 429 else schemas.Error]
             },
         },
     }
@@ -307,17 +319,28 @@ def _errors(operation: Operation) -> Iterator[int]:
         yield 404
     if operation.body:
         yield from (408, 413, 415)
+    if not operation.public:
+        yield 429
     yield from (414, 431, 500)
     if operation.database:
         yield 503
 
 
-def _headers(status: int) -> dict[str, Any]:
+def _headers(operation: Operation, status: int) -> dict[str, Any]:
     text = {"schema": {"type": "string"}}
     headers = {"X-Request-Id": {"description": "Also in every log line of the request.", **text}}
     if status == 202:
         headers["Location"] = {"description": "The job to poll.", **text}
-    if status in (202, 503):
+    if not operation.public and status not in (401, 414, 431):  # those are told nothing
+        headers["RateLimit-Policy"] = {
+            "description": "The quotas that apply: `q` requests in any `w` seconds.",
+            **text,
+        }
+        headers["RateLimit"] = {
+            "description": "What remains (`r`), and the seconds until there is more (`t`).",
+            **text,
+        }
+    if status in (202, 429, 503):
         headers["Retry-After"] = {"description": "Seconds to wait before asking again.", **text}
     return headers
 

@@ -23,9 +23,18 @@ select to_regclass($1) is not null;
 -- Two processes that migrate at once take turns; the lock ends with the transaction.
 select pg_advisory_xact_lock(hashtextextended('baton migrate', 0));
 
--- name: caller_of_key
--- $1 SHA-256 of the raw key. Who a live key acts for.
-select user_id from api_keys where digest = $1 and revoked_at is null;
+-- name: admit
+-- $1 SHA-256 of the raw key, $2 policies, $3 their quotas. Who a live key acts for, and whether the
+-- request may go on.
+select user_id, key_id, quotas, remaining, resets, refused from admit($1, $2, $3);
+
+-- name: take_wait_slot
+-- $1 user, $2 key, $3 quota, $4 seconds that it counts unless kept, $5 slots given up just now.
+select slot, quota, remaining from take_wait_slot($1, $2, $3, $4, $5);
+
+-- name: keep_wait_slots
+-- $1 slots held, $2 slots given up, $3 seconds that the held ones count from now.
+select keep_wait_slots($1, $2, $3);
 
 -- name: submit_job
 -- $1 user, $2 project, $3 kind, $4 sources, $5 filters, $6 until, $7 options. BT404, BT400.

@@ -284,6 +284,15 @@ class Error(Shape):
     request_id: str
 
 
+class TooManyRequests(Error):
+    """An error that passes by itself."""
+
+    detail: str = Field(description="What the quota is.")
+    violated_policies: list[str] = Field(
+        alias="violated-policies", description="Those of `RateLimit-Policy` that refuse."
+    )
+
+
 class Accepted(Shape):
     """The job is stored and will reach a terminal state. Poll `Location`."""
 

@@ -25,6 +25,19 @@ class ConfigurationError(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How much one caller may ask for; 0 is no limit. What each covers is told in app/limits.py."""
+
+    default: int = 60  # requests a minute and key
+    poll: int = 600  # reads of jobs a minute and key
+    generate: int = 10  # requests for an artifact a minute and user
+    waits: int = 20  # requests of a key that are held open at once
+
+
+NO_LIMITS = Limits(default=0, poll=0, generate=0, waits=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """What a process of Baton needs to know."""
 
@@ -35,6 +48,7 @@ class Settings:
     provider: str = "extractive"
     concurrency: int = 100  # attempts in flight in one worker
     attempt_timeout: float = 110.0  # seconds; clients are told to wait 120
+    limits: Limits = Limits()
     log: str = "json"
     webhook_allow: tuple[Network, ...] = ()  # may get webhooks although they are not public
 
@@ -84,6 +98,7 @@ class Settings:
             ),
             concurrency=number("BATON_CONCURRENCY", 100, 1, 1000),
             attempt_timeout=number("BATON_ATTEMPT_TIMEOUT", 110, 1, 3600),
+            limits=_limits(env.get("BATON_LIMITS", ""), faults),
             log=text(
                 "BATON_LOG",
                 "text" if sys.stderr.isatty() else "json",
@@ -95,3 +110,22 @@ class Settings:
         if faults:
             raise ConfigurationError("\n".join(faults))
         return settings
+
+
+def _limits(text: str, faults: list[str]) -> Limits:
+    """Those that are named, the others as they are by default; whatever is wrong joins `faults`."""
+    found: dict[str, int] = {}
+    for part in filter(None, map(str.strip, text.split(","))):
+        limit, _, quota = (each.strip() for each in part.partition("="))
+        if limit not in Limits.__slots__:
+            known = ", ".join(Limits.__slots__)
+            faults.append(f"BATON_LIMITS: there is no limit named {limit!r}; there are {known}")
+        elif limit in found:
+            faults.append(f"BATON_LIMITS: names {limit} twice")
+        elif not re.fullmatch("[0-9]{1,6}", quota):
+            faults.append(
+                f"BATON_LIMITS: {limit} must be a whole number from 0 to 999999, not {quota!r}"
+            )
+        else:
+            found[limit] = int(quota)
+    return Limits(**found)

@@ -27,7 +27,7 @@ from app.db import Database, migrate, open_database
 from app.embedded import EmbeddedPostgres
 from app.main import create_app
 from app.queue import Bell, hung_bell
-from app.settings import Settings
+from app.settings import NO_LIMITS, Limits, Settings
 from tasks.executor import Executor
 from tasks.providers import Extractive, Provider
 from tasks.worker import TicketWorker, make_worker
@@ -169,10 +169,16 @@ def loopback() -> socket.socket:
 
 
 @pytest.fixture
-async def base_url(dsn: str) -> AsyncIterator[str]:
+def limits() -> Limits:
+    """What `base_url` admits: everything, unless a test says otherwise."""
+    return NO_LIMITS
+
+
+@pytest.fixture
+async def base_url(dsn: str, limits: Limits) -> AsyncIterator[str]:
     """The API, listening on a port of loopback, on the test's database."""
     listener = loopback()
-    app = create_app(Settings(database_url=dsn))
+    app = create_app(Settings(database_url=dsn, limits=limits))
     server = uvicorn.Server(
         uvicorn.Config(app, http="httptools", log_config=None, access_log=False)
     )

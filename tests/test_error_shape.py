@@ -19,7 +19,7 @@ from starlette.applications import Starlette
 from app import db, openapi, wire
 from app.main import OPERATIONS, create_app
 from app.openapi import EXAMPLES, Operation
-from app.settings import Settings
+from app.settings import NO_LIMITS, Limits, Settings
 
 UNKNOWN = "019ab3f2-6f2e-7c1a-9d0e-5b7c8a1e2f30"
 PRIVATE = [o for o in OPERATIONS if not o.public]
@@ -33,6 +33,7 @@ CODES = {
     413: "payload_too_large",
     414: "uri_too_long",
     415: "unsupported_media_type",
+    429: "rate_limited",
     431: "headers_too_large",
     500: "internal_error",
     503: "unavailable",
@@ -69,7 +70,8 @@ def assert_error(answer: Answer, status: int, where: str) -> dict[str, Any]:
     assert answer.status == status, (where, answer)
     assert answer.headers["content-type"] == "application/json", where
     body: dict[str, Any] = orjson.loads(answer.body)
-    assert set(body) == {"error", "code", "request_id"}, where
+    more = {"detail", "violated-policies"} if status == 429 else set()
+    assert set(body) == {"error", "code", "request_id"} | more, where
     assert body["code"] == CODES[status], where
     assert isinstance(body["error"], str) and body["error"].endswith("."), (where, body)
     assert "\n" not in body["error"] and len(body["error"]) < 500, where
@@ -162,9 +164,9 @@ class Gate:
 
 
 @asynccontextmanager
-async def serving(dsn: str) -> AsyncIterator[tuple[str, Starlette]]:
+async def serving(dsn: str, limits: Limits = NO_LIMITS) -> AsyncIterator[tuple[str, Starlette]]:
     """An API of one's own, whose insides the test can reach."""
-    app = create_app(Settings(database_url=dsn))
+    app = create_app(Settings(database_url=dsn, limits=limits))
     # Named, the protocol lets asyncio turn off Nagle's algorithm, which costs 40 ms a request.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
@@ -246,6 +248,17 @@ async def test_a_body_that_does_not_come_is_408(
     for operation in WITH_BODY:
         head, body = full(operation, caller)
         assert_error(await send(base_url, head, body[:-1]), 408, operation.name)
+
+
+async def test_one_request_too_many_is_429(dsn: str, caller: Caller) -> None:
+    async with serving(dsn, Limits(default=1, poll=1, generate=1)) as (base_url, _):
+        for path in ("/projects", f"/jobs/{UNKNOWN}"):
+            await caller.http.get(f"{base_url}/api/v1{path}")
+        for operation in PRIVATE:
+            head, body = full(operation, caller)
+            answer = await send(base_url, head, body)
+            assert_error(answer, 429, operation.name)
+            assert 1 <= int(answer.headers["retry-after"]) <= 60
 
 
 async def test_what_is_not_there_is_404_and_a_wrong_verb_405(base_url: str) -> None:

@@ -51,6 +51,7 @@ def test_an_operation_is_described_in_full(operation: Operation) -> None:
     assert "500" in shown["responses"]
     assert ("503" in shown["responses"]) is operation.database
     assert ("401" in shown["responses"]) is not operation.public
+    assert ("429" in shown["responses"]) is not operation.public
     assert ("requestBody" in shown) is (operation.body is not None)
     in_path = set(re.findall(r"{(\w+)}", operation.path))
     assert {p["name"] for p in shown["parameters"] if p["in"] == "path"} == in_path

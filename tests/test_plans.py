@@ -163,7 +163,7 @@ SCOPE: dict[str, Any] = {"sources": None, "filters": {}}
 FEATURES = ["github", "slack"]
 HOT: list[tuple[str, str, tuple[Any, ...], str, int]] = [
     # case, query, arguments, the index that it lives on, pages
-    ("", "caller_of_key", (hashlib.sha256(b"7").digest(),), "api_keys_digest_key", 10),
+    ("", "admit", (hashlib.sha256(b"7").digest(), ["default", "generate"], [60, 10]), "", 40),
     ("", "read_job", (U, id_of("j", 1003)), "jobs_pkey", 20),
     ("", "read_handoff", (U, id_of("h", 1003)), "handoffs_pkey", 20),
     ("", "assert_project", (U, P), "", 30),

@@ -128,6 +128,8 @@ REFUSED = [
      "select id, 'p', 'short' from users"),
     ("api_keys", "label", "insert into api_keys (user_id, prefix, digest, label) "
      "select id, 'p', sha256('x'), repeat('x', 301) from users"),
+    ("limits", "policy", "insert into limits select id, 'burst', 1 from users"),
+    ("limits", "quota", "insert into limits select id, 'poll', -1 from users"),
     ("sources", "name", "insert into sources (name, label) values ('Git Hub', 'x')"),
     ("flows", "credits", "update flows set credits = -1"),
     ("event_facets", "dimension", "insert into event_facets (project_id, source, dimension, value) "

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from app.settings import ConfigurationError, Settings
+from app.settings import NO_LIMITS, ConfigurationError, Limits, Settings
 
 SECRET = "hunter2-in-a-url"
 
@@ -17,6 +17,7 @@ def test_an_empty_environment_gives_the_documented_defaults() -> None:
     assert (settings.host, settings.port) == ("127.0.0.1", 8000)
     assert settings.provider == "extractive"
     assert (settings.concurrency, settings.attempt_timeout) == (100, 110)
+    assert settings.limits == Limits(default=60, poll=600, generate=10, waits=20)
 
 
 def test_every_variable_is_read() -> None:
@@ -29,6 +30,7 @@ def test_every_variable_is_read() -> None:
             "BATON_PROVIDER": "extractive",
             "BATON_CONCURRENCY": "7",
             "BATON_ATTEMPT_TIMEOUT": "30",
+            "BATON_LIMITS": "default=5, poll=50,generate=0,waits=3",
             "BATON_LOG": "text",
             "BATON_WEBHOOK_ALLOW": "10.0.0.0/8, fd12::/16,192.168.1.5",
         }
@@ -41,6 +43,7 @@ def test_every_variable_is_read() -> None:
         provider="extractive",
         concurrency=7,
         attempt_timeout=30,
+        limits=Limits(default=5, poll=50, generate=0, waits=3),
         log="text",
         webhook_allow=tuple(map(ip_network, ("10.0.0.0/8", "fd12::/16", "192.168.1.5/32"))),
     )
@@ -58,6 +61,7 @@ def test_all_faults_are_reported_together_and_name_their_variables() -> None:
         "BATON_PROVIDER": "oracle",
         "BATON_CONCURRENCY": "0",
         "BATON_ATTEMPT_TIMEOUT": "1.5",
+        "BATON_LIMITS": "default=many",
         "BATON_LOG": "xml",
         "BATON_WEBHOOK_ALLOW": "10.0.0.0/8,10.0.0.1/8,localhost",
     }
@@ -116,3 +120,20 @@ def test_a_password_that_must_be_encoded_is_a_fault_and_is_not_quoted(password: 
     with pytest.raises(ConfigurationError, match="percent-encoded") as fault:
         Settings.from_env({"DATABASE_URL": f"postgresql://baton:{password}@db/baton"})
     assert "cret" not in str(fault.value)
+
+
+def test_limits_that_are_not_named_keep_their_defaults() -> None:
+    assert Settings.from_env({"BATON_LIMITS": "poll=7,"}).limits == Limits(poll=7)
+    zeros = ",".join(f"{name}=0" for name in Limits.__slots__)
+    assert Settings.from_env({"BATON_LIMITS": zeros}).limits == NO_LIMITS
+
+
+@pytest.mark.parametrize("quota", ["", "-1", "1.5", "many", "1000000", "²"])
+def test_every_fault_of_the_limits_is_reported(quota: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        Settings.from_env({"BATON_LIMITS": f"default={quota},burst=3,poll=1,poll=2"})
+    lines = str(caught.value).splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["BATON_LIMITS"] * 3
+    assert "default must be a whole number" in lines[0] and repr(quota) in lines[0]
+    assert "'burst'" in lines[1] and "generate" in lines[1]
+    assert "poll twice" in lines[2]
