@@ -17,8 +17,10 @@ Read top-down; a file imports only files above it:
     resources  projects, handoffs, insights, filters
     openapi    the document, made from the route table
     main       the route table and the application
-    client, supervisor, terminal, operator, demo, __main__   the command line; the last one also
-               starts `tasks`
+    client     the API as a client sees it
+    mcp_server its tools for agents
+    supervisor, terminal, operator, demo, __main__   the command line; the last one also starts
+               `tasks`
 """
 
 __version__ = "0.1.0"

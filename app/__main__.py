@@ -115,6 +115,37 @@ def worker(settings: Settings) -> None:
         raise Fault(f"The worker stopped and should be started again: {error}") from None
 
 
+@cli.command("mcp")
+@click.option("--http", is_flag=True, help="Serve over streamable HTTP, at /mcp, not over stdio.")
+@click.option("--host", help="With --http; default: HOST.")
+@click.option("--port", type=click.IntRange(1, 65535), default=8001, show_default=True)
+@click.option("--url", envvar="BATON_URL", help="Of the API; default: http://HOST:PORT.")
+@click.option("--key", envvar="BATON_API_KEY", help="Over HTTP each client sends its own.")
+@click.pass_obj
+def mcp_command(
+    settings: Settings, http: bool, host: str | None, port: int, url: str | None, key: str | None
+) -> None:
+    """Serve an agent over the Model Context Protocol; a client of the API."""
+    try:
+        from app import mcp_server
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "mcp":
+            raise
+        click.echo("`baton mcp` needs the extra `mcp`: pip install 'baton[mcp]'.", err=True)
+        sys.exit(2)
+
+    if not (http or key):
+        click.echo("BATON_API_KEY: is required, to call the API with.", err=True)
+        sys.exit(2)
+    logs.configure(settings.log)
+    setproctitle("baton mcp")  # also takes the key out of the process list
+    found = url or base_url(settings)
+    if http:
+        mcp_server.serve_http(found, host or settings.host, port)
+    else:
+        run_async(mcp_server.serve_stdio(found, key or ""))
+
+
 @cli.command("migrate")
 @click.pass_obj
 def migrate_command(settings: Settings) -> None:

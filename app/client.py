@@ -12,7 +12,14 @@ POLL_AFTER = 2.0  # seconds between polls when the server does not say
 
 
 class RequestFailed(Exception):
-    """The API refused or could not be reached; the message is a sentence for a person."""
+    """The API refused or could not be reached; the message is a sentence for a person.
+
+    `retry_after` is in seconds, and None when asking again would not help.
+    """
+
+    def __init__(self, sentence: str, retry_after: float | None = None) -> None:
+        super().__init__(sentence)
+        self.retry_after = retry_after
 
 
 class Client:
@@ -60,7 +67,7 @@ class Client:
             try:
                 response = self._http.request(method, path, **options)
             except httpx.HTTPError as error:
-                raise RequestFailed(f"{self._http.base_url} cannot be reached: {error}") from None
+                raise unreachable(self._http.base_url, error) from None
             after = response.headers.get("retry-after", "")
             if response.status_code != httpx.codes.TOO_MANY_REQUESTS or not after.isdigit():
                 break
@@ -68,13 +75,29 @@ class Client:
                 break
             self._on_wait(int(after))
             time.sleep(int(after))  # a 429 has done nothing, so nothing is done twice
-        if response.is_success:
-            return response
-        try:
-            sentence = response.json()["error"]
-        except (ValueError, KeyError, TypeError):
-            sentence = f"{self._http.base_url} answered {response.status_code}."
-        raise RequestFailed(str(sentence))
+        return checked(response)
+
+
+def checked(response: httpx.Response) -> httpx.Response:
+    """The response, when it is a success or says that nothing has changed.
+
+    Raises:
+        RequestFailed: with the sentence of the API.
+    """
+    if response.is_success or response.status_code == httpx.codes.NOT_MODIFIED:
+        return response
+    try:
+        sentence = str(response.json()["error"])
+    except (ValueError, KeyError, TypeError):
+        sentence = f"{response.request.url.host} answered {response.status_code}."
+    after = response.headers.get("Retry-After", "")
+    raise RequestFailed(sentence, float(after) if after.isdigit() else None)
+
+
+def unreachable(base_url: httpx.URL, error: httpx.HTTPError) -> RequestFailed:
+    """There was no answer; it may come back."""
+    sentence = f"{base_url} cannot be reached: {str(error) or type(error).__name__}."
+    return RequestFailed(sentence, POLL_AFTER)
 
 
 def is_baton(base_url: str) -> bool:

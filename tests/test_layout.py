@@ -10,7 +10,7 @@ LISTED = """
 app.logs app.settings app.background app.connector app.embedded app.schemas app.history app.db
 app.queue app.sweeper app.errors app.wire app.limits app.auth app.waits app.events app.jobs
 app.stream app.resources app.openapi app.main
-app.client app.supervisor app.terminal app.operator app.demo
+app.client app.mcp_server app.supervisor app.terminal app.operator app.demo
 tasks.outcomes tasks.context
 tasks.lines tasks.references tasks.paths tasks.kinds tasks.cues tasks.signals tasks.statements
 tasks.changes tasks.reading tasks.passages tasks.areas
