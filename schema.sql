@@ -1,4 +1,4 @@
--- Baton's schema.                                                                   version: 1
+-- Baton's schema.                                                                   version: 2
 --
 -- Baton writes handoffs and insights about a team's work. This file is the part of it that
 -- PostgreSQL does; app/queries.sql is what Python asks. It is re-runnable: `baton migrate` applies
@@ -19,12 +19,16 @@
 --   job_events       the log of a job: one row per change that a client can see, seq is jobs.rev
 --   leases           one row per running attempt: who runs it and until when that counts
 --   job_due          jobs that wait for a retry: no ticket exists for them until they are due
+--   idempotency_keys what a client called a request: asked again, it gets the same job
+--   deleted_jobs     which jobs a client deleted: they are gone, not unknown
 --   handoffs, insights   the artifacts, one per completed job
 --   charges          what a completed job cost, one row per job
 --   webhook_endpoints, webhook_secrets   who is told of the jobs of a project, and what signs it
 --   webhook_deliveries, webhook_attempts   the messages, queued by the transaction that changed the
 --                    job, and the log of sending them
 --   schema_version   what has been applied
+--
+-- and the view job_objects, the one place that says what a client sees of a job.
 --
 -- The life of a job, in verbs. Only the functions below write jobs.status:
 --
@@ -42,6 +46,10 @@
 --   crash_job     processing -> pending    the attempt's own process died; the third is final
 --   sweep_job     processing -> pending    the lease has expired, so the worker is taken for dead;
 --                 any -> failed            the job is past its deadline
+--   cancel_job    any -> failed            the caller wants it no more; the running attempt is fenced
+--                                          off at once and told to stop
+--
+-- retry_job makes a new job of a failed one, and delete_job takes an ended one away with its artifact.
 --
 -- Nothing of this needs a worker that behaves: every process, API or worker, sweeps each few
 -- seconds, brings back what is due, and reconciles jobs with tickets (reconcile_jobs,
@@ -56,6 +64,8 @@
 --           BT404 not there, or not visible to the caller; the two look alike
 --           BT409 the job is not in a status that allows this
 --           BT410 the lease is lost: another attempt owns the job, or it has ended
+--           BT411 it was there and has been deleted
+--           BT422 the idempotency key was used for another request
 --
 -- Statuses are text with a CHECK, not enums, so that this file stays re-runnable.
 
@@ -65,6 +75,11 @@
 create or replace function baton_now() returns timestamptz
 language sql stable as $$
   select now() + coalesce(nullif(current_setting('baton.clock_offset', true), ''), '0')::interval
+$$;
+
+create or replace function milliseconds(p_from timestamptz, p_to timestamptz) returns bigint
+language sql immutable as $$
+  select (extract(epoch from p_to - p_from) * 1000)::bigint
 $$;
 
 -- PostgreSQL 18 has uuidv7(); 15 to 17 get one of that name (RFC 9562: 48 bits of milliseconds,
@@ -591,9 +606,54 @@ create table if not exists jobs (
   constraint jobs_running check (status <> 'processing' or lease_token is not null)
 ) with (fillfactor = 80);
 
+-- Since version 2.
+alter table jobs
+  add column if not exists retry_of uuid,  -- the failed job that this one tries again
+  add column if not exists fingerprint bigint,  -- of kind and input: the same request, asked twice
+  add column if not exists priority text not null default 'normal'
+    check (priority in ('low', 'normal', 'high')),
+  add column if not exists metadata jsonb not null default '{}',  -- the client's own pairs
+  add column if not exists webhook_url text,
+  add column if not exists start_deadline_at timestamptz,  -- started later it is of no use
+  add column if not exists progress jsonb,  -- {"value", "step", "message"} of the running attempt
+  add column if not exists usage jsonb;  -- tokens and credits of a completed job
+
 -- What is not over yet, however many jobs are: what the sweep and the reconciliation look at.
 create index if not exists jobs_unfinished on jobs (deadline_at)
   where status in ('pending', 'processing');
+create index if not exists jobs_start_deadline on jobs (start_deadline_at)
+  where status = 'pending' and start_deadline_at is not null and started_at is null;
+-- Of one project: what is asked for already, and what stands before a new job.
+create index if not exists jobs_unfinished_by_project on jobs (project_id, created_at, id)
+  where status in ('pending', 'processing');
+create index if not exists jobs_recent on jobs (project_id, created_at desc, id desc);
+-- The few that a list asks for by outcome among the many that went well.
+create index if not exists jobs_failed on jobs (project_id, created_at desc, id desc)
+  where status = 'failed';
+create index if not exists jobs_metadata on jobs using gin (metadata jsonb_path_ops)
+  where metadata <> '{}';
+-- How long jobs of a kind take: the estimate reads the last few.
+create index if not exists jobs_pace on jobs (kind, completed_at desc) where status = 'completed';
+
+-- A key belongs to a user and a route, and is kept for at least a day. The row is written before its
+-- job, so that the same request, sent twice at once, waits here and then finds the first one's job.
+create table if not exists idempotency_keys (
+  user_id uuid not null references users on delete cascade,
+  route text not null,
+  key text not null check (length(key) between 1 and 255),
+  fingerprint bytea not null check (octet_length(fingerprint) = 32),  -- SHA-256 of the request
+  job_id uuid not null references jobs on delete cascade deferrable initially deferred,
+  created_at timestamptz not null default baton_now(),
+  primary key (user_id, route, key)
+);
+create index if not exists idempotency_keys_job on idempotency_keys (job_id);
+create index if not exists idempotency_keys_age on idempotency_keys (created_at);
+
+create table if not exists deleted_jobs (
+  id uuid primary key,
+  project_id uuid not null references projects on delete cascade,
+  deleted_at timestamptz not null default baton_now()
+);
 
 -- What a client that follows a job is told, in order and without gaps: two changes of a job wait for
 -- each other's commit, so whoever has read up to a seq has missed nothing before it.
@@ -659,10 +719,13 @@ alter table procrastinate_events set (
 
 -- A ticket for a job, for one generic task: an API and a worker of different versions understand
 -- each other. Queue and task are also named in app/queue.py.
-create or replace function defer_ticket(p_job_id uuid) returns bigint
+drop function if exists defer_ticket(uuid);  -- of version 1
+create or replace function defer_ticket(p_job_id uuid, p_priority text default 'normal')
+returns bigint
 language sql as $$
   select (procrastinate_defer_jobs_v1(array[
-    row('jobs', 'baton.generate', 0, null, null, jsonb_build_object('job_id', p_job_id), null)
+    row('jobs', 'baton.generate', case p_priority when 'high' then 10 when 'low' then -10 else 0 end,
+        null, null, jsonb_build_object('job_id', p_job_id), null)
       ::procrastinate_job_to_defer_v1]))[1]
 $$;
 
@@ -681,7 +744,10 @@ create or replace trigger jobs_ended_is_final before update on jobs for each row
 
 -- The first fault of a scope as a sentence that names the field, or null. Unknown *values* of a
 -- filter are no fault: they match nothing.
-create or replace function scope_fault(p_kind text, p_sources text[], p_filters jsonb) returns text
+drop function if exists scope_fault(text, text[], jsonb);  -- of version 1
+create or replace function scope_fault(
+  p_project_id uuid, p_kind text, p_sources text[], p_filters jsonb
+) returns text
 language plpgsql stable as $$
 declare
   v_field text := case p_kind when 'release_notes' then 'source' else 'sources' end;
@@ -710,28 +776,162 @@ begin
     return v_fault;
   end if;
 
-  if p_kind in ('architecture_insight', 'release_notes') and p_sources is not null
-    and not exists (select from sources s where s.name = any (p_sources) and s.has_branches) then
+  -- Without sources all that the project has are meant; one without events is told when it runs.
+  if p_kind in ('architecture_insight', 'release_notes') and not exists (
+    select from sources s where s.has_branches and case
+      when p_sources is not null then s.name = any (p_sources)
+      else exists (
+        select from event_facets f where f.project_id = p_project_id and f.source = s.name) end)
+    and (p_sources is not null
+      or exists (select from event_facets f where f.project_id = p_project_id)) then
     return format('%s: this artifact needs a code source such as github in its scope.', v_field);
   end if;
   return null;
 end
 $$;
 
--- Store a request as a pending job, and its ticket. Without sources and filters the project's
--- saved scope is taken, and filters alone name their sources.
-create or replace function submit_job(
-  p_user_id uuid, p_project_id uuid, p_kind text, p_sources text[], p_filters jsonb,
-  p_until timestamptz, p_options jsonb
-) returns jobs
+-- The job that a client sees: the fields of the contract, then what was added to them.
+--
+-- progress   of the running attempt; {"value": 0..1 or null, "step", "message"}
+-- queue      how many tickets are served before this one, counted to 1000, and how many unfinished
+--            jobs of the same project are older; null unless the job waits for a worker
+-- timings    milliseconds: waiting, then running (from the first attempt), then both
+-- rev        what has changed since; the ETag
+create or replace view job_objects as
+select
+  j.id, j.project_id, j.kind, j.status, j.result_kind, j.result_id, j.error, j.error_code,
+  j.error_meta, j.created_at, j.updated_at,
+  j.status in ('completed', 'failed') as done,
+  j.outcome, j.attempt, j.retry_of, j.started_at, j.completed_at,
+  case j.outcome when 'cancelled' then j.completed_at end as cancel_requested_at,
+  j.start_deadline_at, j.deadline_at,
+  coalesce(j.progress, jsonb_build_object(
+    'value', case j.status when 'completed' then 1 when 'pending' then 0 end,
+    'step', case j.status when 'pending' then 'queued' when 'processing' then 'starting'
+      else j.status end,
+    'message', null)) as progress,
+  case when t.id is not null then jsonb_build_object(
+    'position', ahead.count + 1, 'capped', ahead.count >= 1000,
+    'ahead_in_project', older.count) end as queue,
+  jsonb_build_object(
+    'queue_ms', milliseconds(j.created_at, j.started_at),
+    'run_ms', milliseconds(j.started_at, j.completed_at),
+    'total_ms', milliseconds(j.created_at, j.completed_at)) as timings,
+  coalesce(j.usage, '{"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0, "credits": 0}')
+    as usage,
+  j.priority, j.metadata,
+  j.status = 'processing' and coalesce(l.expires_at < baton_now(), true) as recovering,
+  j.rev,
+  d.not_before,  -- of a job that waits for its next try
+  baton_now() as read_at
+from jobs j
+left join leases l on j.status = 'processing' and l.job_id = j.id
+left join job_due d on j.status = 'pending' and d.job_id = j.id
+left join procrastinate_jobs t on j.status = 'pending' and t.id = j.ticket_id and t.status = 'todo'
+left join lateral (
+  select count(*)
+  from (
+    (select 1 from procrastinate_jobs o
+     where o.status = 'todo' and o.priority = t.priority and o.id < t.id limit 1000)
+    union all
+    (select 1 from procrastinate_jobs o
+     where o.status = 'todo' and o.priority > t.priority limit 1000)
+    limit 1000
+  ) counted
+) ahead on t.id is not null
+left join lateral (
+  select count(*)
+  from (
+    select 1 from jobs o
+    where o.project_id = j.project_id and o.status in ('pending', 'processing')
+      and (o.created_at, o.id) < (j.created_at, j.id)
+    limit 1000
+  ) counted
+) older on t.id is not null;
+
+-- The id of the job that this key of this user stands for already, or null: then p_job_id is now
+-- what it stands for. Two at once: the second waits for the first to commit.
+create or replace function same_request(
+  p_user_id uuid, p_route text, p_key text, p_fingerprint bytea, p_job_id uuid
+) returns uuid
 language plpgsql as $$
 declare
+  v_known idempotency_keys;
+begin
+  insert into idempotency_keys (user_id, route, key, fingerprint, job_id)
+  values (p_user_id, p_route, p_key, p_fingerprint, p_job_id)
+  on conflict (user_id, route, key) do nothing;
+  if found then
+    return null;
+  end if;
+  select * into strict v_known
+  from idempotency_keys
+  where user_id = p_user_id and route = p_route and key = p_key;
+  if v_known.fingerprint <> p_fingerprint then
+    raise 'Idempotency-Key: this key was used for another request; use a new key for a new request.'
+      using errcode = 'BT422';
+  end if;
+  return v_known.job_id;
+end
+$$;
+
+-- Store a pending job and its ticket. p_job is what the client said of the job itself:
+-- {"priority", "metadata", "webhook_url", "start_timeout_s", "timeout_s"}, each optional.
+create or replace function store_job(
+  p_id uuid, p_user_id uuid, p_project_id uuid, p_kind text, p_input jsonb, p_job jsonb,
+  p_retry_of uuid
+) returns void
+language sql as $$
+  insert into jobs (
+    id, ticket_id, user_id, project_id, kind, input, fingerprint, credits, priority, metadata,
+    webhook_url, start_deadline_at, deadline_at, retry_of)
+  select
+    p_id,
+    defer_ticket(p_id, p_job ->> 'priority'),
+    p_user_id, p_project_id, kind, p_input,
+    hashtextextended(kind || p_input::text, 0),
+    credits,
+    coalesce(p_job ->> 'priority', 'normal'),
+    coalesce(p_job -> 'metadata', '{}'),
+    p_job ->> 'webhook_url',
+    baton_now() + (p_job ->> 'start_timeout_s')::float8 * interval '1 second',
+    -- A day old, an answer is of no use to the one who asked; until then an outage is waited out.
+    baton_now() + coalesce((p_job ->> 'timeout_s')::float8, 86400) * interval '1 second',
+    p_retry_of
+  from flows
+  where kind = p_kind
+$$;
+
+-- Store a request as a pending job, and its ticket; or answer the job that it has made already
+-- (replayed: the same idempotency key; deduplicated: asked to join a running job of the same
+-- request). Without sources and filters the project's saved scope is taken, and filters alone name
+-- their sources.
+drop function if exists submit_job(uuid, uuid, text, text[], jsonb, timestamptz, jsonb);
+create or replace function submit_job(
+  p_user_id uuid, p_project_id uuid, p_kind text, p_sources text[], p_filters jsonb,
+  p_until timestamptz, p_options jsonb, p_job jsonb default '{}', p_key text default null,
+  p_fingerprint bytea default null, out job job_objects, out replayed boolean,
+  out deduplicated boolean
+) language plpgsql as $$
+declare
   v_id uuid := uuidv7();
+  v_known uuid;
   v_saved jsonb;
   v_fault text;
-  v_job jobs;
+  v_input jsonb;
 begin
   perform assert_project(p_user_id, p_project_id);
+  replayed := false;
+  deduplicated := false;
+
+  if p_key is not null then
+    v_known := same_request(p_user_id, p_kind, p_key, p_fingerprint, v_id);
+    if v_known is not null then
+      replayed := true;
+      select o.* into job from job_objects o where o.id = v_known;
+      return;
+    end if;
+  end if;
 
   if p_sources is null and p_filters is null then
     select scope into v_saved from projects where id = p_project_id;
@@ -747,26 +947,131 @@ begin
     p_sources := array(select distinct s from unnest(p_sources) s order by s);
   end if;
 
-  v_fault := scope_fault(p_kind, p_sources, p_filters);
+  v_fault := scope_fault(p_project_id, p_kind, p_sources, p_filters);
   if v_fault is not null then
     raise '%', v_fault using errcode = 'BT400';
   end if;
+  v_input := jsonb_build_object(
+    'sources', p_sources, 'filters', coalesce(p_filters, '{}'), 'until', p_until,
+    'options', p_options);
 
-  insert into jobs (id, ticket_id, user_id, project_id, kind, input, credits)
-  select
-    v_id,
-    defer_ticket(v_id),
-    p_user_id,
-    p_project_id,
-    kind,
-    jsonb_build_object(
-      'sources', p_sources, 'filters', coalesce(p_filters, '{}'), 'until', p_until,
-      'options', p_options),
-    credits
-  from flows
-  where kind = p_kind
-  returning * into strict v_job;
-  return v_job;
+  if p_job ->> 'dedupe' = 'in_flight' then
+    -- Two at once: the second waits for the first to commit.
+    perform pg_advisory_xact_lock(hashtextextended(
+      p_project_id::text || p_kind || v_input::text, 0));
+    select id into v_known
+    from jobs
+    where project_id = p_project_id and status in ('pending', 'processing')
+      and fingerprint = hashtextextended(p_kind || v_input::text, 0)
+      and kind = p_kind and input = v_input
+    order by created_at, id
+    limit 1;
+    if found then
+      update idempotency_keys k set job_id = v_known where k.job_id = v_id;
+      deduplicated := true;
+      select o.* into job from job_objects o where o.id = v_known;
+      return;
+    end if;
+  end if;
+
+  perform store_job(v_id, p_user_id, p_project_id, p_kind, v_input, p_job, null);
+  select o.* into strict job from job_objects o where o.id = v_id;
+end
+$$;
+
+-- The job, locked, if the user may see it. BT404 or BT411 otherwise.
+create or replace function lock_visible_job(p_user_id uuid, p_job_id uuid) returns jobs
+language plpgsql as $$
+declare
+  v_job jobs;
+begin
+  select j.* into v_job
+  from jobs j
+  join project_access a on a.project_id = j.project_id and a.user_id = p_user_id
+  where j.id = p_job_id
+  for update of j;
+  if found then
+    return v_job;
+  end if;
+  perform from deleted_jobs d
+  join project_access a on a.project_id = d.project_id and a.user_id = p_user_id
+  where d.id = p_job_id;
+  if found then
+    raise 'This job has been deleted.' using errcode = 'BT411';
+  end if;
+  raise 'job_id: no job with this id is visible to this key.' using errcode = 'BT404';
+end
+$$;
+
+-- End a job that is wanted no more; one that has ended stays as it is. A running attempt loses its
+-- lease here and now, so nothing that it does later counts; its ticket is answered, so that the
+-- worker can be told to stop it (null: nothing runs).
+create or replace function cancel_job(
+  p_user_id uuid, p_job_id uuid, out job job_objects, out changed boolean,
+  out running_ticket_id bigint
+) language plpgsql as $$
+declare
+  v_job jobs := lock_visible_job(p_user_id, p_job_id);
+begin
+  changed := v_job.status in ('pending', 'processing');
+  if changed then
+    perform end_job(
+      v_job, null, 'cancelled', 'cancelled', 'Cancelled by the caller.',
+      jsonb_build_object('retryable', true, 'attempts', v_job.attempt,
+        'stage', case v_job.status when 'pending' then 'queued' else 'generating' end));
+  end if;
+  if v_job.status = 'processing' then
+    running_ticket_id := v_job.ticket_id;
+  end if;
+  select o.* into strict job from job_objects o where o.id = p_job_id;
+end
+$$;
+
+-- The same request once more as a new job: of a failed one, because a completed one has its artifact.
+create or replace function retry_job(
+  p_user_id uuid, p_job_id uuid, p_key text, p_fingerprint bytea, out job job_objects,
+  out replayed boolean
+) language plpgsql as $$
+declare
+  v_job jobs := lock_visible_job(p_user_id, p_job_id);
+  v_id uuid := uuidv7();
+  v_known uuid;
+begin
+  replayed := false;
+  if p_key is not null then
+    v_known := same_request(p_user_id, 'retry', p_key, p_fingerprint, v_id);
+    if v_known is not null then
+      replayed := true;
+      select o.* into job from job_objects o where o.id = v_known;
+      return;
+    end if;
+  end if;
+  if v_job.status <> 'failed' then
+    raise 'The job is %; only a failed one can be tried again.', v_job.status using errcode = 'BT409';
+  end if;
+  perform store_job(
+    v_id, p_user_id, v_job.project_id, v_job.kind, v_job.input,
+    jsonb_strip_nulls(jsonb_build_object(
+      'priority', v_job.priority, 'metadata', v_job.metadata, 'webhook_url', v_job.webhook_url,
+      'start_timeout_s', extract(epoch from v_job.start_deadline_at - v_job.created_at),
+      'timeout_s', extract(epoch from v_job.deadline_at - v_job.created_at))),
+    v_job.id);
+  select o.* into strict job from job_objects o where o.id = v_id;
+end
+$$;
+
+-- Take an ended job away, with its artifact. What it cost stays in charges.
+create or replace function delete_job(p_user_id uuid, p_job_id uuid) returns void
+language plpgsql as $$
+declare
+  v_job jobs := lock_visible_job(p_user_id, p_job_id);
+begin
+  if v_job.status not in ('completed', 'failed') then
+    raise 'The job is %; cancel it first, or wait until it has ended.', v_job.status
+      using errcode = 'BT409';
+  end if;
+  delete from jobs where id = p_job_id;
+  insert into deleted_jobs (id, project_id) values (p_job_id, v_job.project_id);
 end
 $$;
 
@@ -813,6 +1118,19 @@ language sql set synchronous_commit = off as $$
   from unnest(p_job_ids, p_lease_tokens) as held (job_id, lease_token)
   where l.job_id = held.job_id and l.lease_token = held.lease_token
   returning l.job_id
+$$;
+
+-- What running attempts are at, for all of a worker at once. Answers the jobs that are still its
+-- own. Not worth waiting for the disk.
+create or replace function report_progress(
+  p_job_ids uuid[], p_lease_tokens uuid[], p_progress jsonb[]
+) returns setof uuid
+language sql set synchronous_commit = off as $$
+  update jobs j
+  set progress = reported.progress, rev = rev + 1, updated_at = baton_now()
+  from unnest(p_job_ids, p_lease_tokens, p_progress) as reported (job_id, lease_token, progress)
+  where j.id = reported.job_id and j.status = 'processing' and j.lease_token = reported.lease_token
+  returning j.id
 $$;
 
 -- A fenced write has to say why it was refused: the job is gone, or this attempt lost it.
@@ -875,13 +1193,14 @@ create table if not exists insights (
 create index if not exists insights_recent on insights (project_id, created_at desc, id desc);
 
 create table if not exists charges (
-  job_id uuid primary key references jobs on delete cascade,  -- hence at most once
+  job_id uuid primary key,  -- hence at most once; what was used stays when the job is deleted
   user_id uuid not null references users,
   project_id uuid not null references projects on delete cascade,
   kind text not null references flows,
   credits int not null check (credits >= 0),
   created_at timestamptz not null default baton_now()
 );
+alter table charges drop constraint if exists charges_job_id_fkey;  -- of version 1
 
 -- The good end of an attempt, all or nothing: status, artifact, charge, lease and ticket. Called
 -- again with the same token (its first answer was lost on the way) it answers the same job.
@@ -900,6 +1219,8 @@ begin
     outcome = 'succeeded',
     result_kind = case kind when 'handoff' then 'handoff' else 'insight' end,
     result_id = v_result_id,
+    progress = null,
+    usage = p_artifact -> 'token_usage' || jsonb_build_object('credits', credits),
     rev = rev + 1,
     completed_at = baton_now(),
     updated_at = baton_now()
@@ -1000,7 +1321,7 @@ declare
   v_job jobs;
 begin
   update jobs
-  set status = 'pending', lease_token = null, releases = releases + 1, rev = rev + 1,
+  set status = 'pending', progress = null, lease_token = null, releases = releases + 1, rev = rev + 1,
     updated_at = baton_now()
   where id = p_job_id and status = 'processing' and lease_token = p_lease_token
   returning * into v_job;
@@ -1025,7 +1346,7 @@ begin
   delete from leases where job_id = p_job.id;
   delete from procrastinate_jobs where id = p_job.ticket_id;
   update jobs
-  set status = 'pending', lease_token = null, ticket_id = null, rev = rev + 1,
+  set status = 'pending', progress = null, lease_token = null, ticket_id = null, rev = rev + 1,
     updated_at = baton_now()
   where id = p_job.id;
 end
@@ -1054,7 +1375,7 @@ create or replace function defer_again(p_job_id uuid) returns void
 language plpgsql as $$
 begin
   delete from job_due where job_id = p_job_id;
-  update jobs set ticket_id = defer_ticket(p_job_id) where id = p_job_id;
+  update jobs set ticket_id = defer_ticket(p_job_id, priority) where id = p_job_id;
 end
 $$;
 
@@ -1126,6 +1447,27 @@ language sql stable as $$
   (select id from jobs
    where status in ('pending', 'processing') and deadline_at < baton_now()
    order by deadline_at limit p_limit)
+  union
+  (select id from jobs
+   where status = 'pending' and started_at is null and start_deadline_at < baton_now()
+   order by start_deadline_at limit p_limit)
+$$;
+
+-- Idempotency keys older than two days, which is twice what a client may count on. Answers how many
+-- were forgotten.
+create or replace function forget_keys(p_limit int) returns bigint
+language sql as $$
+  with forgotten as (
+    delete from idempotency_keys
+    where ctid in (
+      select ctid from idempotency_keys
+      where created_at < baton_now() - interval '2 days'
+      order by created_at
+      limit p_limit
+      for update skip locked)
+    returning 1
+  )
+  select count(*) from forgotten
 $$;
 
 -- One job, one transaction: whoever holds the job's lock is busy with it, so it is skipped, and the
@@ -1145,6 +1487,13 @@ begin
   for update skip locked;
   if not found then
     return null;
+  end if;
+
+  if v_job.started_at is null and v_job.start_deadline_at < baton_now() then
+    perform end_job(
+      v_job, null, 'expired', 'timeout', 'The job was not started by the time that was asked for.',
+      jsonb_build_object('retryable', true, 'attempts', 0, 'stage', 'queued'));
+    return 'failed';
   end if;
 
   if v_job.deadline_at < baton_now() then

@@ -44,6 +44,8 @@ class DatabaseError(Exception):
     ├── NotFound         BT404: not there, or not visible to the caller
     ├── Conflict         BT409: the job is not in a status that allows this
     ├── LeaseLost        BT410: another attempt owns the job, or it has ended
+    ├── Gone             BT411: it was there and has been deleted
+    ├── KeyReuse         BT422: the idempotency key was used for another request
     ├── Refused          anything else: a value it cannot hold, a constraint, a wrong statement
     └── Unavailable      the database is away, or too slow to wait for; nothing is known
     """
@@ -69,6 +71,14 @@ class LeaseLost(DatabaseError):
     """BT410."""
 
 
+class Gone(DatabaseError):
+    """BT411."""
+
+
+class KeyReuse(DatabaseError):
+    """BT422."""
+
+
 class Refused(DatabaseError):
     """The database will not do this, however often it is asked."""
 
@@ -83,6 +93,8 @@ BY_SQLSTATE: dict[str, type[DatabaseError]] = {
     "BT404": NotFound,
     "BT409": Conflict,
     "BT410": LeaseLost,
+    "BT411": Gone,
+    "BT422": KeyReuse,
 }
 
 

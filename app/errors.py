@@ -26,11 +26,15 @@ class ApiError(Exception):
     ApiError
     ├── InvalidRequest        400 invalid_request
     ├── Unauthorized          401 unauthorized
+    ├── Forbidden             403 forbidden
     ├── NotFound              404 not_found
     ├── RequestTimeout        408 request_timeout
+    ├── Conflict              409 conflict
+    ├── Gone                  410 gone
     ├── PayloadTooLarge       413 payload_too_large
     ├── UriTooLong            414 uri_too_long
     ├── UnsupportedMediaType  415 unsupported_media_type
+    ├── IdempotencyKeyReuse   422 idempotency_key_reuse
     ├── RateLimited           429 rate_limited
     ├── TooManyWaits          429 too_many_waits
     ├── HeadersTooLarge       431 headers_too_large
@@ -62,6 +66,13 @@ class Unauthorized(ApiError):
     headers = {"WWW-Authenticate": "Bearer"}
 
 
+class Forbidden(ApiError):
+    """Visible, but the caller's role does not allow it."""
+
+    status = HTTPStatus.FORBIDDEN
+    code = "forbidden"
+
+
 class NotFound(ApiError):
     """Unknown or not visible; nobody can tell which."""
 
@@ -75,6 +86,20 @@ class RequestTimeout(ApiError):
     status = HTTPStatus.REQUEST_TIMEOUT
     code = "request_timeout"
     headers = {"Connection": "close"}
+
+
+class Conflict(ApiError):
+    """Not in the status that it now has."""
+
+    status = HTTPStatus.CONFLICT
+    code = "conflict"
+
+
+class Gone(ApiError):
+    """It was there, and has been deleted."""
+
+    status = HTTPStatus.GONE
+    code = "gone"
 
 
 class PayloadTooLarge(ApiError):
@@ -98,6 +123,13 @@ class UnsupportedMediaType(ApiError):
 
     status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
     code = "unsupported_media_type"
+
+
+class IdempotencyKeyReuse(ApiError):
+    """The key belongs to another request. Not 409, which many clients repeat by themselves."""
+
+    status = HTTPStatus.UNPROCESSABLE_ENTITY
+    code = "idempotency_key_reuse"
 
 
 class RateLimited(ApiError):
@@ -160,6 +192,12 @@ def as_api_error(error: Exception) -> ApiError:
             return InvalidRequest(str(error))
         case db.NotFound():
             return NotFound(str(error))
+        case db.Conflict():
+            return Conflict(str(error))
+        case db.Gone():
+            return Gone(str(error))
+        case db.KeyReuse():
+            return IdempotencyKeyReuse(str(error))
         case db.Unavailable():
             log.warning("unavailable", extra={"cause": repr(error.__cause__ or error)})
             return Unavailable("The database does not answer right now. Try again shortly.")

@@ -4,25 +4,47 @@ It hides how a request becomes a job. The one rule: a 202 is sent only after one
 stored the job and its ticket, and what a client reads is always the row, never a memory of it.
 """
 
-from datetime import datetime
+import base64
+import hashlib
+import math
+import re
+import time
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 
+import asyncpg
+import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.auth import visible_project
 from app.db import Database
+from app.errors import Gone, InvalidRequest
 from app.schemas import (
     ArchitectureRequest,
     ArtifactRequest,
     CorrelationRequest,
     HandoffRequest,
+    JobsQuery,
     OnboardingRequest,
     ReleaseNotesRequest,
     ScopedRequest,
 )
-from app.wire import decode, json_response, known_id, not_found, path_id
+from app.wire import decode, is_id, json_response, known_id, not_found, path_id, query
 
-POLL_AFTER = 2  # seconds that clients are told to wait between polls
+# Milliseconds that a client is told to wait between polls. SDKs refuse what is much longer.
+POLL_AFTER = (1_000, 15_000)
+IDS_MAX = 100  # jobs in one `ids`
+PACE_AGE = 10.0  # seconds for which measured medians are taken as current
+VARY = "Prefer, Authorization"  # RFC 7240, section 2: whether the client used it or not
+
+_QUOTED_KEY = re.compile(r'"((?:[\x20-\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"')
+_BARE_KEY = re.compile(r"[\x21\x23-\x7e][\x20-\x7e]*")
+_METADATA = re.compile(r"metadata\[(.{1,64})\]", re.DOTALL)
+
+
+# --- Asking --------------------------------------------------------------------------------
 
 
 async def create_handoff(request: Request) -> Response:
@@ -54,23 +76,6 @@ async def create_release_notes(request: Request) -> Response:
     return await _submit(request, "release_notes", project_id, body, [body.source])
 
 
-async def read_job(request: Request) -> Response:
-    """A job, with its artifact once it is completed."""
-    database: Database = request.app.state.database
-    user_id = request.state.user_id
-    job = await database.row("read_job", user_id, path_id(request, "job_id"))
-    if job is None:
-        raise not_found("job_id")
-    result = None
-    if job["result_kind"] is not None:
-        name = "read_handoff" if job["result_kind"] == "handoff" else "read_insight"
-        result = await database.row(name, user_id, job["result_id"])
-    return json_response(
-        {"job": dict(job), "result": dict(result) if result else None},
-        headers=_headers(done=job["status"] in ("completed", "failed")),
-    )
-
-
 async def _create_insight(request: Request, kind: str, model: type[ScopedRequest]) -> Response:
     project_id = path_id(request, "project_id")
     body = await decode(request, model)
@@ -84,20 +89,16 @@ async def _submit(
     body: ArtifactRequest,
     sources: list[str] | None,
 ) -> Response:
-    job_id = await submit(
+    row = await submit(
         request.app.state.database,
         user_id=request.state.user_id,
         project_id=project_id,
         kind=kind,
         sources=sources,
         body=body,
+        key=_idempotency_key(request),
     )
-    request.app.state.bell.ring()
-    return json_response(
-        {"jobId": job_id, "status": "pending"},
-        status=202,
-        headers={"Location": f"/api/v1/jobs/{job_id}", **_headers(done=False)},
-    )
+    return await _accepted(request, row)
 
 
 async def submit(
@@ -108,30 +109,349 @@ async def submit(
     kind: str,
     sources: list[str] | None,
     body: ArtifactRequest,
-) -> str:
-    """Store a job and its ticket in one transaction; answer the job's id.
+    key: str | None = None,
+) -> asyncpg.Record:
+    """Store a job and its ticket in one transaction; answer the row of the query `submit_job`.
+
+    Args:
+        key: what the client calls this request; called so again, it gets the same job.
 
     Raises:
         db.NotFound: the user may not see the project.
         db.InvalidRequest: the scope is wrong; the sentence names the field.
+        db.KeyReuse: the key stands for another request.
     """
     filters = body.model_dump(include={"filters"}, exclude_none=True).get("filters")
     until: datetime | None = body.until
     options: dict[str, Any] = body.model_dump(mode="json", exclude=_SCOPE_FIELDS, exclude_none=True)
-    job = await database.row(
-        "submit_job", user_id, project_id, kind, sources, filters, until, options
+    job = body.job.model_dump(mode="json", exclude_none=True) if body.job else {}
+    row = await database.row(
+        "submit_job",
+        user_id,
+        project_id,
+        kind,
+        sources,
+        filters,
+        until,
+        options,
+        job,
+        key,
+        _fingerprint(project_id, kind, body.model_dump(mode="json", exclude_unset=True)),
     )
-    assert job is not None
-    return str(job["id"])
+    assert row is not None
+    return row
+
+
+async def retry_job(request: Request) -> Response:
+    """Ask once more for what a failed job was asked for; a new job with `retry_of`."""
+    job_id = path_id(request, "job_id")
+    row = await request.app.state.database.row(
+        "retry_job",
+        request.state.user_id,
+        job_id,
+        _idempotency_key(request),
+        _fingerprint(job_id, "retry", {}),
+    )
+    return await _accepted(request, row)
+
+
+async def _accepted(request: Request, row: asyncpg.Record) -> Response:
+    """The 202, for a job that is new or that the same request has made before."""
+    request.app.state.bell.ring()
+    job = await _shown(request, row)
+    headers = {
+        **_headers(job),
+        "Operation-Location": str(request.base_url).rstrip("/") + job.fields["urls"]["self"],
+    }
+    if row["replayed"]:
+        headers["Idempotent-Replayed"] = "true"
+    return json_response(
+        {
+            "jobId": job.fields["id"],
+            "status": job.fields["status"],
+            "job": job.fields,
+            "urls": job.fields["urls"],
+            "deduplicated": row.get("deduplicated", False),
+        },
+        status=202,
+        headers=headers,
+    )
+
+
+def _idempotency_key(request: Request) -> str | None:
+    """What the client calls this request: a quoted string, as the draft has it, or a bare one."""
+    given = request.headers.getlist("idempotency-key")
+    if not given:
+        return None
+    text = given[0].strip()
+    if quoted := _QUOTED_KEY.fullmatch(text):
+        key = re.sub(r'\\(["\\])', r"\1", quoted[1])
+    else:
+        key = text if _BARE_KEY.fullmatch(text) else ""
+    if len(given) > 1 or not 1 <= len(key) <= 255:
+        raise InvalidRequest(
+            "Idempotency-Key: must be one text of 1 to 255 ASCII characters, quoted or bare."
+        )
+    return key
+
+
+def _fingerprint(scope: str, route: str, body: dict[str, Any]) -> bytes:
+    """What makes two requests the same: the order of the fields in a body does not."""
+    return hashlib.sha256(orjson.dumps([scope, route, body], option=orjson.OPT_SORT_KEYS)).digest()
 
 
 # What every request has; whatever else a request type has are the options of its kind.
 _SCOPE_FIELDS = {"project_id", "sources", "source", "filters", "until", "job"}
 
 
-def _headers(*, done: bool) -> dict[str, str]:
+# --- Reading -------------------------------------------------------------------------------
+
+
+async def read_job(request: Request) -> Response:
+    """A job, with its artifact once it is completed."""
+    database: Database = request.app.state.database
+    user_id, job_id = request.state.user_id, path_id(request, "job_id")
+    row = await database.row("read_job", user_id, job_id)
+    if row is None:
+        raise await _missing(database, user_id, job_id)
+    result = None
+    if row["result_kind"] is not None:
+        name = "read_handoff" if row["result_kind"] == "handoff" else "read_insight"
+        result = await database.row(name, user_id, row["result_id"])
+    job = await _shown(request, row)
+    etag = _etag(row, result)
+    headers = {**_headers(job), "ETag": etag}
+    if etag in _etags(request):
+        return Response(status_code=304, headers=headers)
+    return json_response(
+        {"job": job.fields, "result": dict(result) if result else None}, headers=headers
+    )
+
+
+async def list_jobs(request: Request) -> Response:
+    """Jobs, newest first, without their artifacts; or just those of `ids`."""
+    asked = query(request, JobsQuery)
+    if asked.ids is not None:
+        return await _list_some(request, asked.ids)
+    database: Database = request.app.state.database
+    user_id = request.state.user_id
+    if asked.project_id is not None:
+        await visible_project(request, asked.project_id)
+    after = _position(asked.cursor) if asked.cursor else (None, None)
+    rows = await database.rows(
+        "list_jobs",
+        user_id,
+        asked.project_id,
+        asked.kind,
+        asked.status,
+        asked.error_code,
+        asked.created_after,
+        asked.created_before,
+        _metadata(request),
+        asked.idempotency_key,
+        *after,
+        asked.limit + 1,
+    )
+    page = [await _shown(request, row) for row in rows[: asked.limit]]
+    cursor = _cursor(rows[asked.limit - 1]) if len(rows) > asked.limit else None
+    headers = {"Cache-Control": "no-store", "Vary": VARY}
+    if cursor:
+        headers["Link"] = f'<{request.url.include_query_params(cursor=cursor)}>; rel="next"'
+    return json_response(
+        {"jobs": [job.fields for job in page], "next_cursor": cursor}, headers=headers
+    )
+
+
+async def _list_some(request: Request, ids: str) -> Response:
+    """The jobs of `ids` in that order; what is not visible is left out."""
+    wanted = list(dict.fromkeys(filter(None, ids.split(","))))
+    if not 1 <= len(wanted) <= IDS_MAX:
+        raise InvalidRequest(f"ids: must be 1 to {IDS_MAX} job ids with commas between them.")
+    rows = await request.app.state.database.rows(
+        "read_jobs", request.state.user_id, [id for id in wanted if is_id(id)]
+    )
+    found = {row["id"]: row for row in rows}
+    ordered = [found[id] for id in wanted if id in found]
+    jobs = [await _shown(request, row) for row in ordered]
+    digest = hashlib.sha256("".join(row["id"] + _etag(row, None) for row in ordered).encode())
+    etag = f'"{digest.hexdigest()[:32]}"'
+    headers = {"ETag": etag, "Cache-Control": "no-store", "Vary": VARY}
+    waits = [job.poll_after for job in jobs if job.poll_after]
+    if waits:
+        headers |= _retry_after(min(waits))
+    if etag in _etags(request):
+        return Response(status_code=304, headers=headers)
+    return json_response(
+        {"jobs": [job.fields for job in jobs], "next_cursor": None}, headers=headers
+    )
+
+
+def _metadata(request: Request) -> dict[str, str] | None:
+    """The pairs of `metadata[key]=value`."""
+    pairs: dict[str, str] = {}
+    for name, value in request.query_params.multi_items():
+        if found := _METADATA.fullmatch(name):
+            if "\0" in name + value:
+                raise InvalidRequest("metadata: must not contain NUL characters.")
+            pairs[found[1]] = value
+    return pairs or None
+
+
+def _cursor(row: asyncpg.Record) -> str:
+    """Where the next page begins, opaque to clients."""
+    text = f"{row['created_at'].isoformat()} {row['id']}"
+    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+def _position(cursor: str) -> tuple[datetime, str]:
+    try:
+        text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
+        created_at, _, id = text.partition(" ")
+        if not is_id(id):
+            raise ValueError
+        return datetime.fromisoformat(created_at), id
+    except ValueError:
+        raise InvalidRequest("cursor: must be the next_cursor of an earlier answer.") from None
+
+
+async def _missing(database: Database, user_id: str, job_id: str) -> Exception:
+    if await database.value("is_deleted", user_id, job_id):
+        return Gone("This job has been deleted.")
+    return not_found("job_id")
+
+
+# --- Ending --------------------------------------------------------------------------------
+
+
+async def cancel_job(request: Request) -> Response:
+    """End a job that is wanted no more. One that has ended stays as it is."""
+    database: Database = request.app.state.database
+    row = await database.row("cancel_job", request.state.user_id, path_id(request, "job_id"))
+    assert row is not None
+    if row["running_ticket_id"] is not None:
+        request.app.state.bell.stop(row["running_ticket_id"])
+    if row["changed"]:
+        request.app.state.bell.announce(row["id"])
+    job = await _shown(request, row)
+    return json_response({"job": job.fields, "result": None}, headers=_headers(job))
+
+
+async def delete_job(request: Request) -> Response:
+    """Take an ended job away, with its artifact; from then on it answers 410."""
+    await request.app.state.database.value(
+        "delete_job", request.state.user_id, path_id(request, "job_id")
+    )
+    return Response(status_code=204)
+
+
+# --- What a client sees of a job -----------------------------------------------------------
+
+
+class Pace:
+    """How long jobs of each kind take, by the last ones; measured again every few seconds."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._by_kind: dict[str, tuple[timedelta, timedelta]] = {}
+        self._measured = -math.inf
+
+    async def of(self, kind: str) -> tuple[timedelta, timedelta] | None:
+        """The median times of waiting and running; None without experience."""
+        if time.monotonic() - self._measured > PACE_AGE:
+            self._measured = time.monotonic()  # before asking: one asks, the others go on
+            self._by_kind = {
+                row["kind"]: (timedelta(seconds=row["wait"]), timedelta(seconds=row["run"]))
+                for row in await self._database.rows("pace")
+            }
+        return self._by_kind.get(kind)
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A job as a client sees it; `poll_after` in milliseconds, None when it is done."""
+
+    fields: dict[str, Any]
+    poll_after: int | None
+
+
+async def _shown(request: Request, row: asyncpg.Record) -> Shown:
+    """A row of `job_objects`, with what depends on the time and on other jobs."""
+    eta = poll_after = None
+    if not row["done"]:
+        pace = await request.app.state.pace.of(row["kind"])
+        eta = _estimate(row, *pace) if pace else None
+        poll_after = _poll_after(row, eta)
+    itself = f"/api/v1/jobs/{row['id']}"
+    fields = {name: row[name] for name in _FIELDS}
+    fields["eta"] = eta
+    fields["urls"] = {
+        "self": itself,
+        "cancel": f"{itself}/cancel",
+        "retry": f"{itself}/retry",
+        "events": f"{itself}/events",
+    }
+    return Shown(fields, poll_after)
+
+
+# The columns of job_objects that are for clients.
+_FIELDS = (
+    *("id", "project_id", "kind", "status", "result_kind", "result_id", "error", "error_code"),
+    *("error_meta", "created_at", "updated_at", "done", "outcome", "attempt", "retry_of"),
+    *("started_at", "completed_at", "cancel_requested_at", "start_deadline_at", "deadline_at"),
+    *("progress", "queue", "timings", "usage", "priority", "metadata", "recovering"),
+)
+
+
+def _estimate(row: asyncpg.Record, wait: timedelta, run: timedelta) -> dict[str, Any]:
+    now = row["read_at"]
+    start: datetime = row["started_at"] or max(now, row["created_at"] + wait)
+    if row["not_before"]:
+        start = max(start, row["not_before"])
+    return {"start_at": start, "done_at": max(now, start + run), "basis": "p50_last_200"}
+
+
+def _poll_after(row: asyncpg.Record, eta: dict[str, Any] | None) -> int:
+    """Milliseconds: until it should be done, or a tenth of its age when that is past."""
+    remaining = (eta["done_at"] - row["read_at"]).total_seconds() if eta else 0.0
+    age = (row["read_at"] - row["created_at"]).total_seconds()
+    return int(min(max(remaining * 1_000, age * 100, POLL_AFTER[0]), POLL_AFTER[1]))
+
+
+def _etag(row: asyncpg.Record, result: asyncpg.Record | None) -> str:
+    """Changes with everything that a client can see, but for estimates."""
+    text = str(row["rev"])
+    if row["recovering"]:  # turns true by time alone
+        text += "-recovering"
+    if result and result["updated_at"] > result["created_at"]:  # archived, or brought back
+        text += f"-{result['updated_at'].timestamp():.6f}"
+    return f'"{text}"'
+
+
+def _etags(request: Request) -> set[str]:
+    """What the client has already."""
+    given = ",".join(request.headers.getlist("if-none-match"))
+    return {tag.strip().removeprefix("W/") for tag in given.split(",")}
+
+
+def _headers(job: Shown) -> dict[str, str]:
     """A job's state must not be cached, and until it has ended a client is told when to ask."""
-    headers = {"Cache-Control": "no-store"}
-    if not done:
-        headers["Retry-After"] = str(POLL_AFTER)
+    timings = job.fields["timings"]
+    headers = {"Cache-Control": "no-store", "Vary": VARY}
+    durations = [
+        f"{name};dur={timings[f'{name}_ms']}"
+        for name in ("queue", "run")
+        if timings[f"{name}_ms"] is not None
+    ]
+    if durations:
+        headers["Server-Timing"] = ", ".join(durations)
+    if job.poll_after:
+        headers["Location"] = job.fields["urls"]["self"]
+        headers |= _retry_after(job.poll_after)
     return headers
+
+
+def _retry_after(milliseconds: int) -> dict[str, str]:
+    return {
+        "Retry-After": str(math.ceil(milliseconds / 1_000)),
+        "retry-after-ms": str(milliseconds),
+    }

@@ -67,6 +67,7 @@ OPERATIONS = (
         body=schemas.HandoffRequest,
         response=schemas.Accepted,
         status=202,
+        errors=(422,),
         tag="Ask",
     ),
     Operation(
@@ -77,6 +78,7 @@ OPERATIONS = (
         body=schemas.CorrelationRequest,
         response=schemas.Accepted,
         status=202,
+        errors=(422,),
         tag="Ask",
     ),
     Operation(
@@ -87,6 +89,7 @@ OPERATIONS = (
         body=schemas.OnboardingRequest,
         response=schemas.Accepted,
         status=202,
+        errors=(422,),
         tag="Ask",
     ),
     Operation(
@@ -97,6 +100,7 @@ OPERATIONS = (
         body=schemas.ArchitectureRequest,
         response=schemas.Accepted,
         status=202,
+        errors=(422,),
         tag="Ask",
     ),
     Operation(
@@ -107,6 +111,7 @@ OPERATIONS = (
         body=schemas.ReleaseNotesRequest,
         response=schemas.Accepted,
         status=202,
+        errors=(422,),
         tag="Ask",
     ),
     Operation(
@@ -115,6 +120,43 @@ OPERATIONS = (
         handler=jobs.read_job,
         limits=("poll",),
         response=schemas.JobResponse,
+        errors=(410,),
+        tag="Ask",
+    ),
+    Operation(
+        method="GET",
+        path=f"{P}/jobs",
+        handler=jobs.list_jobs,
+        limits=("poll",),
+        query=schemas.JobsQuery,
+        response=schemas.JobList,
+        tag="Ask",
+    ),
+    Operation(
+        method="POST",
+        path=f"{P}/jobs/{{job_id}}/cancel",
+        handler=jobs.cancel_job,
+        response=schemas.JobResponse,
+        errors=(410,),
+        tag="Ask",
+    ),
+    Operation(
+        method="POST",
+        path=f"{P}/jobs/{{job_id}}/retry",
+        handler=jobs.retry_job,
+        response=schemas.Accepted,
+        status=202,
+        errors=(400, 409, 410, 422),
+        limits=("default", "generate"),
+        tag="Ask",
+    ),
+    Operation(
+        method="DELETE",
+        path=f"{P}/jobs/{{job_id}}",
+        handler=jobs.delete_job,
+        response=None,
+        status=204,
+        errors=(409, 410),
         tag="Ask",
     ),
     Operation(
@@ -124,6 +166,7 @@ OPERATIONS = (
         limits=("poll",),
         query=schemas.JobEventsQuery,
         response=schemas.JobEventList,
+        errors=(410,),
         tag="Ask",
     ),
     Operation(
@@ -256,6 +299,7 @@ def create_app(settings: Settings) -> Starlette:
             hub = Hub(database)
             app.state.database = database
             app.state.bell = bell
+            app.state.pace = jobs.Pace(database)
             app.state.hub = hub
             app.state.wait_slots = slots
             async with background(hub.run()):

@@ -25,15 +25,16 @@ Handler = Callable[[Request], Awaitable[Response]]
 class Operation:
     """One row of the route table."""
 
-    method: Literal["GET", "POST", "PATCH"]
+    method: Literal["GET", "POST", "PATCH", "DELETE"]
     path: str
     handler: Handler  # its docstring is the summary
-    response: type[BaseModel]
+    response: type[BaseModel] | None  # None: no body
     tag: str
     body: type[BaseModel] | None = None
     body_types: tuple[str, ...] = ("application/json",)
     query: type[BaseModel] | None = None
     status: int = 200
+    errors: tuple[int, ...] = ()  # beside those that follow from what it takes
     public: bool = False  # needs no key, and so has no limits
     limits: tuple[Policy, ...] = ("default",)
     database: bool = True  # asks the database
@@ -50,9 +51,12 @@ ERRORS = {
     401: "The key is missing, malformed, unknown or revoked.",
     404: "Unknown, or not visible to this key; the two look alike.",
     408: "The body did not arrive in time.",
+    409: "The job is not in a status that allows this.",
+    410: "The job has been deleted.",
     413: "The body is over the limit.",
     414: "The path and query are over the limit.",
     415: "The body is of a type that this route does not read.",
+    422: "The `Idempotency-Key` stands for another request.",
     429: "Too many requests for now; try again after `Retry-After`.",
     431: "The headers are over the limit.",
     500: "Unexpected; the log has it by the request id.",
@@ -65,6 +69,12 @@ _EVENT_ID = "019ab3f1-0001-7000-8000-00000000c0de"
 _AT = "2026-11-24T08:00:00Z"
 _USAGE = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
 _STATEMENT = {"text": "Switch the cache to an LRU", "event_ids": [_EVENT_ID]}
+_URLS = {
+    "self": f"/api/v1/jobs/{_JOB_ID}",
+    "cancel": f"/api/v1/jobs/{_JOB_ID}/cancel",
+    "retry": f"/api/v1/jobs/{_JOB_ID}/retry",
+    "events": f"/api/v1/jobs/{_JOB_ID}/events",
+}
 _JOB: dict[str, Any] = {
     "id": _JOB_ID,
     "project_id": _ID,
@@ -77,7 +87,40 @@ _JOB: dict[str, Any] = {
     "error_meta": {},
     "created_at": _AT,
     "updated_at": _AT,
+    "done": True,
+    "outcome": "succeeded",
+    "attempt": 1,
+    "retry_of": None,
+    "started_at": _AT,
+    "completed_at": _AT,
+    "cancel_requested_at": None,
+    "start_deadline_at": None,
+    "deadline_at": "2026-11-25T08:00:00Z",
+    "progress": {"value": 1, "step": "completed", "message": None},
+    "queue": None,
+    "eta": None,
+    "timings": {"queue_ms": 4, "run_ms": 118, "total_ms": 122},
+    "usage": {**_USAGE, "credits": 1},
+    "priority": "normal",
+    "metadata": {"ticket": "A-12"},
     "recovering": False,
+    "urls": _URLS,
+}
+_PENDING: dict[str, Any] = {
+    **_JOB,
+    "status": "pending",
+    "result_kind": None,
+    "result_id": None,
+    "done": False,
+    "outcome": None,
+    "attempt": 0,
+    "started_at": None,
+    "completed_at": None,
+    "progress": {"value": 0, "step": "queued", "message": None},
+    "queue": {"position": 1, "capped": False, "ahead_in_project": 0},
+    "eta": {"start_at": _AT, "done_at": "2026-11-24T08:00:01Z", "basis": "p50_last_200"},
+    "timings": {"queue_ms": None, "run_ms": None, "total_ms": None},
+    "usage": {**_USAGE, "credits": 0},
 }
 _HANDOFF = {
     "id": _ID,
@@ -154,7 +197,14 @@ EXAMPLES: dict[type[BaseModel], Any] = {
     schemas.ReleaseNotesRequest: {"repo": "acme/web", "style": "release_notes"},
     schemas.EventsRequest: {"project_id": _ID, "events": [_EVENT]},
     schemas.StatusRequest: {"status": "archived"},
-    schemas.Accepted: {"jobId": _JOB_ID, "status": "pending"},
+    schemas.Accepted: {
+        "jobId": _JOB_ID,
+        "status": "pending",
+        "job": _PENDING,
+        "urls": _URLS,
+        "deduplicated": False,
+    },
+    schemas.JobList: {"jobs": [_JOB], "next_cursor": None},
     schemas.JobResponse: {"job": _JOB, "result": _HANDOFF},
     schemas.JobEventList: {
         "events": [
@@ -228,7 +278,7 @@ EXAMPLES: dict[type[BaseModel], Any] = {
 def document(operations: Sequence[Operation]) -> dict[str, Any]:
     """The OpenAPI 3.1 document of a route table."""
     inputs = {t for o in operations for t in (o.body, o.query) if t}
-    outputs: set[type[BaseModel]] = {o.response for o in operations}
+    outputs = {o.response for o in operations if o.response}
     outputs |= {schemas.Error, schemas.TooManyRequests}
     modes: list[tuple[type[BaseModel], Literal["validation", "serialization"]]] = [
         *((t, "validation") for t in sorted(inputs, key=lambda t: t.__name__)),
@@ -269,11 +319,7 @@ def _operation(
         "summary": (operation.handler.__doc__ or "").strip().split("\n")[0],
         "parameters": [*_path_parameters(operation), *_query_parameters(operation, definitions)],
         "responses": {
-            str(operation.status): {
-                "description": (operation.response.__doc__ or "").strip(),
-                "content": _content(operation.response, refs[operation.response, "serialization"]),
-                "headers": _headers(operation, operation.status),
-            },
+            str(operation.status): _success(operation, refs),
             **{
                 str(status): {
                     "description": ERRORS[status],
@@ -303,12 +349,27 @@ def _operation(
     return described
 
 
+def _success(operation: Operation, refs: dict[Any, Any]) -> dict[str, Any]:
+    headers = _headers(operation, operation.status)
+    if operation.response is None:
+        return {"description": "Done.", "headers": headers}
+    return {
+        "description": (operation.response.__doc__ or "").strip(),
+        "content": _content(operation.response, refs[operation.response, "serialization"]),
+        "headers": headers,
+    }
+
+
 def _content(model: type[BaseModel], schema: dict[str, Any]) -> dict[str, Any]:
     return {"application/json": {"schema": schema, "example": EXAMPLES[model]}}
 
 
-def _errors(operation: Operation) -> Iterator[int]:
-    """Which errors a route can answer, by what it takes."""
+def _errors(operation: Operation) -> list[int]:
+    """Which errors a route can answer."""
+    return sorted({*_implied_errors(operation), *operation.errors})
+
+
+def _implied_errors(operation: Operation) -> Iterator[int]:
     if operation.body or operation.query:
         yield 400
     if not operation.public:
@@ -419,13 +480,12 @@ def _operation_html(path: str, method: str, operation: dict[str, Any]) -> str:
     if body:
         parts.append(f"<p>Body: <code>{_type(body['schema'])}</code></p>{_json(body['example'])}")
     for status, answer in operation["responses"].items():
-        shown = answer["content"]["application/json"]
-        parts.append(
-            f"<p><b>{status}</b> {html.escape(answer['description'])} "
-            f"<code>{_type(shown['schema'])}</code></p>"
-        )
-        if status.startswith("2"):
-            parts.append(_json(shown["example"]))
+        parts.append(f"<p><b>{status}</b> {html.escape(answer['description'])}")
+        if "content" in answer:
+            shown = answer["content"]["application/json"]
+            parts.append(f" <code>{_type(shown['schema'])}</code>")
+            if status.startswith("2"):
+                parts.append(_json(shown["example"]))
     return "".join([*parts, "</details>"])
 
 

@@ -37,19 +37,92 @@ select slot, quota, remaining from take_wait_slot($1, $2, $3, $4, $5);
 select keep_wait_slots($1, $2, $3);
 
 -- name: submit_job
--- $1 user, $2 project, $3 kind, $4 sources, $5 filters, $6 until, $7 options. BT404, BT400.
-select id, status from submit_job($1, $2, $3, $4, $5, $6, $7);
+-- $1 user, $2 project, $3 kind, $4 sources, $5 filters, $6 until, $7 options, $8 of the job itself,
+-- $9 idempotency key or null, $10 fingerprint. The job as a client sees it. BT404, BT400, BT422.
+select (s.job).*, s.replayed, s.deduplicated
+from submit_job($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) s;
 
 -- name: read_job
 -- $1 user, $2 job. The job as a client sees it, if this user may.
-select
-  j.id, j.project_id, j.kind, j.status, j.result_kind, j.result_id, j.error, j.error_code,
-  j.error_meta, j.created_at, j.updated_at,
-  j.status = 'processing' and coalesce(l.expires_at < baton_now(), true) as recovering
-from jobs j
+select j.*
+from job_objects j
 join project_access a on a.project_id = j.project_id and a.user_id = $1
-left join leases l on l.job_id = j.id
 where j.id = $2;
+
+-- name: is_deleted
+-- $1 user, $2 job. Asked only for a job that is not there: has it been deleted?
+select exists (
+  select from deleted_jobs d
+  join project_access a on a.project_id = d.project_id and a.user_id = $1
+  where d.id = $2);
+
+-- name: read_jobs
+-- $1 user, $2 jobs. Those of them that this user may see.
+select j.*
+from job_objects j
+join project_access a on a.project_id = j.project_id and a.user_id = $1
+where j.id = any ($2);
+
+-- name: list_jobs
+-- $1 user, $2 project or null, $3 kind, $4 status, $5 error code, $6 created after, $7 created
+-- before, $8 metadata, $9 idempotency key of this user, each or null, $10 and $11 created_at and id
+-- of the last job of the page before or null, $12 limit. Newest first.
+select j.*
+from (
+  select j.id
+  from project_access a
+  cross join lateral (
+    select id, created_at
+    from jobs
+    where project_id = a.project_id
+      and ($3::text is null or kind = $3)
+      and ($4::text is null or status = $4)
+      and ($5::text is null or error_code = $5)
+      and ($6::timestamptz is null or created_at > $6)
+      and ($7::timestamptz is null or created_at < $7)
+      and ($8::jsonb is null or metadata <> '{}' and metadata @> $8)
+      and ($9::text is null or id in (
+        select job_id from idempotency_keys where user_id = $1 and key = $9))
+      and ($10::timestamptz is null or (created_at, id) < ($10, $11::uuid))
+    order by created_at desc, id desc
+    limit $12
+  ) j
+  where a.user_id = $1 and ($2::uuid is null or a.project_id = $2)
+  order by j.created_at desc, j.id desc
+  limit $12
+) page
+join job_objects j on j.id = page.id
+order by j.created_at desc, j.id desc;
+
+-- name: pace
+-- Per kind, how long the last 200 completed jobs waited and ran: medians in seconds.
+select
+  f.kind,
+  percentile_cont(0.5) within group (
+    order by extract(epoch from p.started_at - p.created_at))::float8 as wait,
+  percentile_cont(0.5) within group (
+    order by extract(epoch from p.completed_at - p.started_at))::float8 as run
+from flows f
+cross join lateral (
+  select created_at, started_at, completed_at
+  from jobs
+  where kind = f.kind and status = 'completed'
+  order by completed_at desc
+  limit 200
+) p
+group by f.kind;
+
+-- name: cancel_job
+-- $1 user, $2 job. BT404, BT411.
+select (c.job).*, c.changed, c.running_ticket_id from cancel_job($1, $2) c;
+
+-- name: retry_job
+-- $1 user, $2 job, $3 idempotency key or null, $4 fingerprint. BT404, BT409, BT411, BT422.
+select (r.job).*, r.replayed from retry_job($1, $2, $3, $4) r;
+
+-- name: delete_job
+-- $1 user, $2 job. BT404, BT409, BT411.
+select delete_job($1, $2);
 
 -- name: read_handoff
 -- $1 user, $2 handoff.
@@ -207,6 +280,10 @@ join projects p on p.id = j.project_id;
 -- $1 jobs, $2 tokens, $3 lease in seconds. The jobs that are still this worker's.
 select renew_leases($1, $2, $3);
 
+-- name: report_progress
+-- $1 jobs, $2 tokens, $3 what each is at. The jobs that are still this worker's.
+select report_progress($1, $2, $3);
+
 -- name: complete_job
 -- $1 job, $2 token, $3 artifact. BT410 when fenced.
 select id, status from complete_job($1, $2, $3);
@@ -264,6 +341,10 @@ select wake_due($1);
 -- name: reconcile_jobs
 -- $1 limit. How many were mended.
 select reconcile_jobs($1);
+
+-- name: forget_keys
+-- $1 limit. How many idempotency keys were too old to keep.
+select forget_keys($1);
 
 -- name: reconcile_tickets
 -- $1 seconds after which a silent worker is dead. How many were returned or dropped.

@@ -10,6 +10,7 @@ import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
+import orjson
 import procrastinate
 
 from app.background import background
@@ -53,6 +54,7 @@ class Bell:
         self._tickets = False
         self._changed: set[str] = set()
         self._wanted = asyncio.Event()
+        self._stops: list[int] = []
 
     def ring(self) -> None:
         """Say that a ticket has been committed; returns at once."""
@@ -62,6 +64,12 @@ class Bell:
     def announce(self, job_id: str) -> None:
         """Say that a change of a job which a client can see has been committed; returns at once."""
         self._changed.add(job_id)
+        self._wanted.set()
+
+    def stop(self, ticket_id: int) -> None:
+        """Say that what runs for a ticket need not go on; returns at once. Its lease is gone
+        already, so a worker that does not hear of it stops at its next renewal."""
+        self._stops.append(ticket_id)
         self._wanted.set()
 
     async def run(self) -> None:
@@ -81,6 +89,10 @@ class Bell:
         if self._tickets:
             yield _TICKETS, WAKE_UP
         self._tickets, changed, self._changed = False, list(self._changed), set()
+        stops, self._stops = self._stops, []
+        for ticket_id in stops:
+            payload = {"type": "abort_job_requested", "job_id": ticket_id}
+            yield _TICKETS, orjson.dumps(payload).decode()
         for first in range(0, len(changed), _IDS):
             yield CHANGES, " ".join(changed[first : first + _IDS])
 

@@ -41,6 +41,7 @@ ErrorCode = Literal[
     "timeout",
     "worker_lost",
 ]
+Outcome = Literal["succeeded", "failed", "cancelled", "timed_out", "expired"]
 ArtifactStatus = Literal["active", "archived"]
 
 # The longest accepted texts, in characters. A title is a line, a content is a long message.
@@ -136,8 +137,31 @@ class Filter(Strict):
     )
 
 
+MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+MetadataValue = Annotated[str, StringConstraints(max_length=512)]
+Priority = Literal["low", "normal", "high"]
+
+
 class JobOptions(Strict):
-    """Reserved for options of the job itself, so that they never collide with an artifact's."""
+    """Options of the job itself, apart so that they never collide with an artifact's."""
+
+    priority: Priority = "normal"
+    start_timeout_s: int | None = Field(
+        None, ge=1, le=86_400, description="Seconds; not started by then, the job fails."
+    )
+    timeout_s: int | None = Field(
+        None,
+        ge=1,
+        le=86_400,
+        description="Seconds; not done by then, the job fails. A day if unset.",
+    )
+    dedupe: Literal["in_flight"] | None = Field(
+        None,
+        description="`in_flight`: join the unfinished job of the same request, if there is one.",
+    )
+    metadata: dict[MetadataKey, MetadataValue] | None = Field(
+        None, max_length=16, description="Comes back with the job, and finds it in a list."
+    )
 
 
 class ArtifactRequest(Strict):
@@ -261,6 +285,25 @@ class InsightsQuery(Query):
     limit: Limit = 20
 
 
+class JobsQuery(Query):
+    """Which jobs to list. `metadata[key]=value` asks for jobs with that pair."""
+
+    ids: Annotated[str, StringConstraints(max_length=3_700)] | None = Field(
+        None, description="Up to 100 job ids with commas between them; then the rest is not asked."
+    )
+    project_id: str | None = None
+    kind: JobKind | None = None
+    status: JobStatus | None = None
+    error_code: ErrorCode | None = None
+    created_after: Time | None = None
+    created_before: Time | None = None
+    idempotency_key: Annotated[str, StringConstraints(min_length=1, max_length=255)] | None = None
+    cursor: Annotated[str, StringConstraints(max_length=200)] | None = Field(
+        None, description="`next_cursor` of the page before."
+    )
+    limit: Limit = 20
+
+
 class ProjectQuery(Query):
     """Of which project; of all that the key may see, when omitted."""
 
@@ -293,11 +336,54 @@ class TooManyRequests(Error):
     )
 
 
-class Accepted(Shape):
-    """The job is stored and will reach a terminal state. Poll `Location`."""
+class Progress(Shape):
+    """What the running attempt is at."""
 
-    jobId: str
-    status: JobStatus
+    value: float | None = Field(description="0 to 1; null while nobody can tell.", ge=0, le=1)
+    step: str
+    message: str | None
+
+
+class QueuePosition(Shape):
+    """How many jobs a worker takes before this one."""
+
+    position: int = Field(description="1: the next one.")
+    capped: bool = Field(description="There are more before it than were counted.")
+    ahead_in_project: int = Field(description="Unfinished jobs of the same project that are older.")
+
+
+class Estimate(Shape):
+    """When it should start and end, by how long such jobs took lately. No promise."""
+
+    start_at: Time
+    done_at: Time
+    basis: Literal["p50_last_200"]
+
+
+class Timings(Shape):
+    """Milliseconds; null for what has not happened yet."""
+
+    queue_ms: int | None
+    run_ms: int | None
+    total_ms: int | None
+
+
+class Usage(Shape):
+    """What a completed job has used; zeros before."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    credits: int
+
+
+class JobUrls(Shape):
+    """Where to go on; relative, and never with a key in them."""
+
+    self: str
+    cancel: str
+    retry: str
+    events: str
 
 
 class Job(Shape):
@@ -314,8 +400,37 @@ class Job(Shape):
     error_meta: dict[str, Any]
     created_at: Time
     updated_at: Time
+    done: bool = Field(description="The status is `completed` or `failed`, and stays so.")
+    outcome: Outcome | None = Field(description="How it ended.")
+    attempt: int = Field(description="How many attempts have begun.")
+    retry_of: str | None = Field(description="The failed job that this one tries again.")
+    started_at: Time | None
+    completed_at: Time | None = Field(description="When it ended, however it did.")
+    cancel_requested_at: Time | None
+    start_deadline_at: Time | None
+    deadline_at: Time = Field(description="Not done by then, it fails with `timeout`.")
+    progress: Progress
+    queue: QueuePosition | None = Field(description="While it waits for a worker.")
+    eta: Estimate | None = Field(description="While it is not done and there is experience.")
+    timings: Timings
+    usage: Usage
+    priority: Priority
+    metadata: dict[str, str]
     recovering: bool = Field(
         description="Its worker is lost; within seconds another one takes the job."
+    )
+    urls: JobUrls
+
+
+class Accepted(Shape):
+    """The job is stored and will reach a terminal state. Poll `Location`."""
+
+    jobId: str
+    status: JobStatus
+    job: Job
+    urls: JobUrls
+    deduplicated: bool = Field(
+        description="`dedupe` found an unfinished job of the same request; this is it."
     )
 
 
@@ -402,6 +517,13 @@ class Insight(Shape):
     created_at: Time
     updated_at: Time
     markdown: str
+
+
+class JobList(Shape):
+    """Jobs, newest first, without their artifacts; with `ids`, in the order asked for."""
+
+    jobs: list[Job]
+    next_cursor: str | None = Field(description="For `cursor`; null on the last page.")
 
 
 class JobResponse(Shape):

@@ -89,6 +89,7 @@ class Sweeper:
         """Mend what crashes between two systems leave behind; answers how many."""
         jobs: int = await self._database.value("reconcile_jobs", BATCH)
         tickets: int = await self._database.value("reconcile_tickets", DEAD_AFTER)
+        await self._database.value("forget_keys", BATCH)
         if jobs or tickets:
             log.warning("reconcile", extra={"jobs": jobs, "tickets": tickets})
             self._bell.ring()

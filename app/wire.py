@@ -63,9 +63,14 @@ def path_id(request: Request, name: str) -> str:
 
 def known_id(value: str, name: str) -> str:
     """An id in a body or query, checked like one in the path."""
-    if not _ID.fullmatch(value):
+    if not is_id(value):
         raise not_found(name)
     return value
+
+
+def is_id(value: str) -> bool:
+    """Can this be an id at all?"""
+    return bool(_ID.fullmatch(value))
 
 
 def not_found(name: str) -> NotFound:

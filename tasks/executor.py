@@ -15,7 +15,7 @@ from app.db import Database, LeaseLost, Refused, Unavailable
 from app.logs import trace
 from app.queue import Bell
 from app.sweeper import LEASE
-from tasks.generate import ClaimedJob, generate
+from tasks.generate import ClaimedJob, Report, generate
 from tasks.isolated import ChildDied, generate_isolated
 from tasks.outcomes import Failed, GenerationFailed, Retry, unforeseen
 from tasks.providers import Provider
@@ -23,6 +23,7 @@ from tasks.providers import Provider
 log = logging.getLogger("baton.worker")
 
 RENEW_EVERY = 5.0  # seconds; two renewals may fail before a lease of 15 s is lost
+REPORT_EVERY = 2.0  # seconds between writes of what the running attempts are at
 KEEP_OUTCOME = 120.0  # seconds for which an outcome is kept in memory while the database is away
 KEEP_DELAY = (0.1, 2.0)  # seconds between tries to store it, first and longest
 Artifact = dict[str, Any]  # the columns of handoffs or insights that a worker fills
@@ -54,6 +55,7 @@ class Executor:
         self._bell = bell
         # By lease token; without a task once the outcome is being stored.
         self._running: dict[str, tuple[ClaimedJob, asyncio.Task[Any] | None]] = {}
+        self._progress: dict[str, dict[str, Any]] = {}  # by lease token: what is not written yet
         self._renewed = time.monotonic()
 
     async def run(self, job_id: str, ticket_id: int) -> None:
@@ -88,6 +90,7 @@ class Executor:
             raise
         finally:
             self._running.pop(job.lease_token, None)
+            self._progress.pop(job.lease_token, None)
 
     async def renew_once(self) -> int:
         """Renew all leases in one statement; stop the attempts that lost theirs. Answers how many
@@ -115,6 +118,25 @@ class Executor:
                 await self.renew_once()
             except Unavailable as error:
                 log.warning("leases not renewed", extra={"cause": str(error)})
+
+    async def report_once(self) -> None:
+        """Write what the attempts are at whose state is new, in one statement."""
+        reported, self._progress = self._progress, {}
+        held = [(self._running[token][0].id, token) for token in reported if token in self._running]
+        if held:
+            ids, tokens = zip(*held, strict=True)
+            progress = [reported[token] for token in tokens]
+            for row in await self._database.rows("report_progress", ids, tokens, progress):
+                self._bell.announce(row[0])
+
+    async def report_forever(self) -> None:
+        """Keep `progress` of running jobs fresh; a short attempt ends before it costs a write."""
+        while True:
+            await asyncio.sleep(REPORT_EVERY)
+            try:
+                await self.report_once()
+            except Unavailable as error:  # the next state replaces this one
+                log.warning("progress not written", extra={"cause": str(error)})
 
     def _cut_off(self) -> bool:
         """Has renewing failed for so long that our leases have expired? Then a new attempt would
@@ -151,7 +173,7 @@ class Executor:
             async with deadline:
                 if job.crashes >= ISOLATE_AFTER:
                     return await generate_isolated(job, self._database.dsn)
-                return await generate(self._database, self._provider, job)
+                return await generate(self._database, self._provider, job, self._reporter(job))
         except (Retry, Failed, ChildDied) as outcome:
             return outcome
         except TimeoutError:
@@ -165,6 +187,12 @@ class Executor:
         except Exception as error:
             log.error("attempt failed", extra={**_ids(job), "trace": trace(error)})
             return unforeseen(error)
+
+    def _reporter(self, job: ClaimedJob) -> Report:
+        def report(value: float | None, step: str, message: str | None) -> None:
+            self._progress[job.lease_token] = {"value": value, "step": step, "message": message}
+
+        return report
 
     async def _store(
         self, job: ClaimedJob, outcome: "Artifact | Retry | Failed | ChildDied | Unavailable"

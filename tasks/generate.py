@@ -5,7 +5,7 @@ are not in the context is dropped before anybody sees it.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -62,16 +62,26 @@ class Scope:
     limit: int
 
 
-async def generate(database: Database, provider: Provider, job: ClaimedJob) -> dict[str, Any]:
+Report = Callable[[float | None, str, str | None], None]  # value from 0 to 1, step, message
+
+
+async def generate(
+    database: Database, provider: Provider, job: ClaimedJob, report: Report
+) -> dict[str, Any]:
     """Make the artifact of a job: the columns of `handoffs` or `insights` that a worker fills.
+
+    Args:
+        report: told what this is at; it returns at once.
 
     Raises:
         tasks.outcomes.Failed: there is nothing to make it from, or the provider failed for good.
         tasks.outcomes.Retry: the provider failed in a way that may pass.
         db.Unavailable: the database went away.
     """
+    report(0.1, "reading", None)
     scope = await find_scope(database, job)
     events = await load_events(database, job, scope)
+    report(0.2, "generating", f"from {min(len(events), scope.limit)} events")
     context = Context(
         kind=job.kind,
         project_name=job.project_name,
@@ -82,6 +92,7 @@ async def generate(database: Database, provider: Provider, job: ClaimedJob) -> d
         options=job.input["options"],
     )
     completion = await provider.complete(context)
+    report(0.9, "rendering", None)
     draft = ground(completion.draft, context)
     return {
         **_content(job.kind, draft, context),

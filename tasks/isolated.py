@@ -79,7 +79,7 @@ async def _main() -> bytes:
         settings.database_url, application_name="baton isolated", size=1
     ) as database:
         try:
-            artifact = await generate(database, make_provider(settings), job)
+            artifact = await generate(database, make_provider(settings), job, lambda *_: None)
         except (Failed, Retry) as outcome:
             return orjson.dumps({"outcome": to_json(outcome)})
         except Unavailable as error:

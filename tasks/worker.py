@@ -245,6 +245,7 @@ async def run_worker(settings: Settings) -> None:
         await stack.enter_async_context(background(Sweeper(database, bell).run()))
         await stack.enter_async_context(background(executor.renew_forever()))
         await stack.enter_async_context(background(deliverer.run()))
+        await stack.enter_async_context(background(executor.report_forever()))
         await stack.enter_async_context(background(watch_loop()))
         log.info("start", extra={"concurrency": settings.concurrency})
         try:

@@ -72,7 +72,7 @@ class Site:
     async def job(self, url: str | None = None) -> tuple[str, str]:
         """A job that runs; answers its id and the token of its attempt."""
         job_id = await self.sql.fetchval(
-            "select id from submit_job($1, $2, 'handoff', null, null, null, '{}')",
+            "select (job).id from submit_job($1, $2, 'handoff', null, null, null, '{}')",
             self.user, self.project,
         )  # fmt: skip
         await self.sql.execute("update jobs set webhook_url = $2 where id = $1", job_id, url)

@@ -30,9 +30,12 @@ CODES = {
     404: "not_found",
     405: "method_not_allowed",
     408: "request_timeout",
+    409: "conflict",
+    410: "gone",
     413: "payload_too_large",
     414: "uri_too_long",
     415: "unsupported_media_type",
+    422: "idempotency_key_reuse",
     429: "rate_limited",
     431: "headers_too_large",
     500: "internal_error",
@@ -266,14 +269,14 @@ async def test_what_is_not_there_is_404_and_a_wrong_verb_405(base_url: str) -> N
         assert_error(await send(base_url, [f"GET {path} HTTP/1.1"]), 404, path)
     for operation in OPERATIONS:
         path = line_of(operation, UNKNOWN).split()[1]
-        answer = await send(base_url, [f"DELETE {path} HTTP/1.1"])
+        answer = await send(base_url, [f"PUT {path} HTTP/1.1"])
         assert_error(answer, 405, operation.name)
 
 
 async def test_a_405_lists_every_verb_of_the_path(base_url: str) -> None:
     for operation in OPERATIONS:
         path = line_of(operation, UNKNOWN).split()[1]
-        answer = await send(base_url, [f"DELETE {path} HTTP/1.1"])
+        answer = await send(base_url, [f"PUT {path} HTTP/1.1"])
         allowed = {verb.strip() for verb in answer.headers["allow"].split(",")}
         verbs = {o.method for o in OPERATIONS if o.path == operation.path}
         assert verbs <= allowed, operation.path

@@ -64,10 +64,11 @@ class Attempts:
         )
 
     async def submitted(self) -> tuple[str, int]:
-        job_id = await submit(
+        job = await submit(
             self.database, user_id=self.user, project_id=self.project,
             kind="handoff", sources=None, body=HandoffRequest(project_id=self.project),
         )  # fmt: skip
+        job_id = str(job["id"])
         ticket = await self.sql.fetchval(
             "update procrastinate_jobs set status = 'doing' where args ->> 'job_id' = $1 "
             "returning id",

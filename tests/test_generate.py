@@ -61,7 +61,7 @@ class Project:
         """A handoff of the scope, made through the job's life, whose period ended then."""
         job = await self.database.row(
             "submit_job", self.user_id, self.id, "handoff", scope.get("sources"),
-            scope.get("filters"), None, {},
+            scope.get("filters"), None, {}, {}, None, None,
         )  # fmt: skip
         assert job
         claimed = await self.database.row("claim_job", job["id"], 0, "w", 15.0)
@@ -152,7 +152,17 @@ async def test_a_handoff_that_ends_later_is_no_predecessor(project: Project) -> 
 async def test_the_same_sources_in_another_order_are_the_same_scope(project: Project) -> None:
     await project.handed_off(3 * DAY, sources=["slack", "github"])
     submitted = await project.database.row(
-        "submit_job", project.user_id, project.id, "handoff", ["github", "slack"], None, None, {}
+        "submit_job",
+        project.user_id,
+        project.id,
+        "handoff",
+        ["github", "slack"],
+        None,
+        None,
+        {},
+        {},
+        None,
+        None,
     )
     assert submitted
     job = await project.database.row("claim_job", submitted["id"], 0, "w", 15.0)
@@ -299,7 +309,7 @@ async def test_a_provider_sees_at_most_the_limit_and_is_told_that_there_is_more(
         for k in range(n):
             await project.happens(HOUR * (10 * n + k), f"{n}-{k}")
         with pytest.raises(NoResult, match="Enough"):
-            await generate(project.database, provider, job)
+            await generate(project.database, provider, job, lambda *_: None)
         assert provider.context and provider.context.omitted == omitted
         assert len(provider.context.events) == 3
         assert provider.context.events[0].title == f"{n}-0"
@@ -311,7 +321,7 @@ async def test_an_artifact_carries_what_the_draft_says_and_where_it_comes_from(
     await project.happens(2 * HOUR, "The same", source="slack")
     await project.happens(1 * HOUR, "The same", source="slack")
     await project.happens(0 * HOUR, "Another")
-    made = await generate(project.database, Quoting(), a_job(project.id))
+    made = await generate(project.database, Quoting(), a_job(project.id), lambda *_: None)
     events = await project.database.rows("list_events", project.user_id, None, None, 9)
     ids = [row["id"] for row in events]
     assert made["key_changes"] == ["Another", "The same"]

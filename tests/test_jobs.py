@@ -18,7 +18,11 @@ CONTRACT = {
     *("id", "project_id", "kind", "status", "result_kind", "result_id", "error", "error_code"),
     *("error_meta", "created_at", "updated_at"),
 }
-ADDITIONS = {"recovering"}
+ADDITIONS = {
+    *("done", "outcome", "attempt", "retry_of", "started_at", "completed_at", "deadline_at"),
+    *("cancel_requested_at", "start_deadline_at", "progress", "queue", "eta", "timings", "usage"),
+    *("priority", "metadata", "recovering", "urls"),
+}
 KINDS = {
     "correlation": "cross_source_correlation",
     "onboarding": "onboarding_brief",
@@ -48,7 +52,7 @@ async def test_a_202_names_the_job_and_says_where_and_when_to_ask(
     answer = await caller.http.post("/handoffs", json={"project_id": caller.project_id})
     assert answer.status_code == 202
     body = answer.json()
-    assert set(body) == {"jobId", "status"}
+    assert set(body) == {"jobId", "status", "job", "urls", "deduplicated"}
     assert body["status"] == "pending"
     assert answer.headers["location"] == f"/api/v1/jobs/{body['jobId']}"
     assert 1 <= int(answer.headers["retry-after"]) <= 15

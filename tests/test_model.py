@@ -110,7 +110,7 @@ class Model:
                 transaction = connection.transaction()
                 await transaction.start()
                 job_id = await connection.fetchval(
-                    "select id from submit_job($1, $2, 'handoff', null, null, null, '{}')",
+                    "select (job).id from submit_job($1, $2, 'handoff', null, null, null, '{}')",
                     self.user_id,
                     self.project_id,
                 )

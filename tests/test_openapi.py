@@ -11,6 +11,7 @@ from starlette.routing import Route
 
 from app.main import OPERATIONS, create_app
 from app.openapi import ERRORS, EXAMPLES, Operation, document, page
+from app.schemas import JobResponse
 from app.settings import Settings
 
 DOCUMENT = document(OPERATIONS)
@@ -57,7 +58,8 @@ def test_an_operation_is_described_in_full(operation: Operation) -> None:
     assert {p["name"] for p in shown["parameters"] if p["in"] == "path"} == in_path
     for answer in shown["responses"].values():
         assert answer["description"]
-        assert "example" in answer["content"]["application/json"]
+        assert "content" not in answer or "example" in answer["content"]["application/json"]
+    assert ("content" in shown["responses"][str(operation.status)]) is bool(operation.response)
 
 
 def test_every_reference_leads_somewhere() -> None:
@@ -88,6 +90,8 @@ async def test_what_the_service_answers_is_what_the_document_says(
         ids[kind] = await caller.submit(f"{insights}/{kind}")
     await drain()
     jobs = {kind: (await caller.job(job_id)) for kind, job_id in ids.items()}
+    ended = await caller.submit()
+    await caller.http.post(f"/jobs/{ended}/cancel")
     handoff_id = jobs["handoff"]["job"]["result_id"]
     insight_id = next(
         j["job"]["result_id"] for j in jobs.values() if j["job"]["result_kind"] == "insight"
@@ -104,16 +108,17 @@ async def test_what_the_service_answers_is_what_the_document_says(
     for operation in OPERATIONS:
         path = operation.path.format(
             project_id=caller.project_id,
-            job_id=ids["handoff"],
+            job_id=ended if operation.name in ("retry_job", "delete_job") else ids["handoff"],
             handoff_id=handoff_id,
             insight_id=insight_id,
         )
         body = bodies.get(operation.name, {}) if operation.body else None
         answer = await caller.http.request(operation.method, f"{base_url}{path}", json=body)
         assert answer.status_code == operation.status, (operation.name, answer.text)
-        operation.response.model_validate(answer.json())
+        if operation.response:
+            operation.response.model_validate(answer.json())
     for answered in jobs.values():
-        next(o for o in OPERATIONS if o.name == "read_job").response.model_validate(answered)
+        JobResponse.model_validate(answered)
 
 
 async def test_the_page_needs_nothing_from_elsewhere(base_url: str) -> None:

@@ -45,6 +45,9 @@ async def test_a_ticket_commits_with_its_job_and_goes_with_its_rollback(
         None,
         None,
         {},
+        {},
+        None,
+        None,
     )
     with pytest.raises(ZeroDivisionError):
         async with database.transaction() as connection:
@@ -75,7 +78,17 @@ async def test_storing_a_ticket_notifies_nobody(
     caller: Caller, database: Database, heard: asyncio.Queue[str], sql: asyncpg.Connection
 ) -> None:
     await database.row(
-        "submit_job", caller.user_id, caller.project_id, "handoff", None, None, None, {}
+        "submit_job",
+        caller.user_id,
+        caller.project_id,
+        "handoff",
+        None,
+        None,
+        None,
+        {},
+        {},
+        None,
+        None,
     )
     await sql.execute("select pg_notify($1, 'end')", f"procrastinate_queue_v1#{QUEUE}")
     async with asyncio.timeout(5):

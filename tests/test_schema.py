@@ -44,7 +44,7 @@ async def project(sql: asyncpg.Connection, ada: Any) -> Any:
 @pytest.fixture
 async def job(sql: asyncpg.Connection, ada: Any, project: Any) -> Any:
     return await sql.fetchval(
-        "select id from submit_job($1, $2, 'handoff', null, null, null, '{}')", ada, project
+        "select (job).id from submit_job($1, $2, 'handoff', null, null, null, '{}')", ada, project
     )
 
 
@@ -154,6 +154,11 @@ REFUSED = [
     ("jobs", "error", "update jobs set status = 'failed', outcome = 'failed', "
      "completed_at = now(), error_code = 'timeout'"),
     ("jobs", "error", "update jobs set error = 'x'"),
+    ("jobs", "priority", "update jobs set priority = 'urgent'"),
+    ("idempotency_keys", "key", "insert into idempotency_keys select user_id, 'r', '', "
+     "sha256('x'), id from jobs"),
+    ("idempotency_keys", "fingerprint", "insert into idempotency_keys select user_id, 'r', 'k', "
+     "'short', id from jobs"),
     ("charges", "credits", "insert into charges select id, user_id, project_id, kind, -1 "
      "from jobs"),
     *(("webhook_endpoints", about, "insert into webhook_endpoints (project_id, url, types) "
@@ -254,9 +259,13 @@ SCOPES: list[tuple[str, list[str] | None, str | None, str | None]] = [
 ]
 
 
-async def test_a_scope_is_right_or_its_fault_names_the_field(sql: asyncpg.Connection) -> None:
+async def test_a_scope_is_right_or_its_fault_names_the_field(
+    sql: asyncpg.Connection, project: Any
+) -> None:
     for kind, sources, filters, fault in SCOPES:
-        answer = await sql.fetchval("select scope_fault($1, $2, $3)", kind, sources, filters)
+        answer = await sql.fetchval(
+            "select scope_fault($1, $2, $3, $4)", project, kind, sources, filters
+        )
         assert answer == fault if fault is None else str(answer).startswith(fault), answer
 
 
@@ -286,10 +295,11 @@ async def test_the_saved_scope_is_taken_when_a_request_names_none(
 ) -> None:  # fmt: skip
     saved, asked = (json.dumps(each) if each is not None else None for each in (scope, filters))
     await sql.execute("update projects set scope = $1", saved)
-    row = await sql.fetchval(
-        "select input from submit_job($1, $2, 'handoff', $3, $4, null, '{}')",
+    job_id = await sql.fetchval(
+        "select (job).id from submit_job($1, $2, 'handoff', $3, $4, null, '{}')",
         ada, project, sources, asked,
     )  # fmt: skip
+    row = await sql.fetchval("select input from jobs where id = $1", job_id)
     made = json.loads(row)
     assert {name: made[name] for name in stored} == stored
 
@@ -453,10 +463,11 @@ async def test_a_handoff_is_made_on_the_oldest_server(oldest_dsn: str) -> None:
         project = await database.value("create_project", "Demo", user, None)
         event = {"source": "github", "event_type": "commit", "title": "feat: an LRU cache"}
         await database.row("ingest_events", user, project, [event])
-        job_id = await submit(
+        submitted = await submit(
             database, user_id=user, project_id=project, kind="handoff",
             sources=None, body=HandoffRequest(project_id=project),
         )  # fmt: skip
+        job_id = submitted["id"]
         assert uuid.UUID(job_id).version == 7
         async with hung_bell(database) as bell:
             worker, _ = make_worker(database, Extractive(), bell, concurrency=2, attempt_timeout=20)

@@ -113,10 +113,11 @@ async def test_lines_of_events_reach_no_foreign_project_either(
 
 
 async def test_the_owner_gets_what_the_stranger_does_not(owned: Owned) -> None:
-    for operation in OPERATIONS:
+    for operation in sorted(OPERATIONS, key=lambda o: o.method == "DELETE"):
+        expected = 409 if operation.name == "retry_job" else operation.status
         for place, name in uses(operation):
             answer = await ask(owned.caller.http, operation, place, name, owned.ids[name])
-            assert answer[0] in (200, 202), (operation.name, place, answer)
+            assert answer[0] == expected, (operation.name, place, answer)
 
 
 async def test_an_id_of_one_kind_opens_nothing_of_another(owned: Owned) -> None:

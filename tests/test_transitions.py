@@ -32,7 +32,7 @@ class Jobs:
 
     async def submit(self, kind: str = "handoff") -> str:
         row = await self.database.row(
-            "submit_job", self.user, self.project, kind, ["github"], None, None, {}
+            "submit_job", self.user, self.project, kind, ["github"], None, None, {}, {}, None, None
         )
         assert row and row["status"] == "pending"
         return str(row["id"])

@@ -65,10 +65,11 @@ class Shop:
         self.database, self.sql, self.user, self.project = database, sql, user, project
 
     async def submit(self) -> str:
-        return await submit(
+        job = await submit(
             self.database, user_id=self.user, project_id=self.project,
             kind="handoff", sources=None, body=HandoffRequest(project_id=self.project),
         )  # fmt: skip
+        return str(job["id"])
 
     async def ticket(self, job_id: str) -> int:
         return int(await self.sql.fetchval("select defer_ticket($1)", job_id))

@@ -57,7 +57,7 @@ async def rolled_back(lab: Lab) -> None:
     transaction = sql.transaction()
     await transaction.start()
     await sql.execute(
-        "select submit_job($1, $2, 'handoff', null, null, null, '{}')",
+        "select (job).id from submit_job($1, $2, 'handoff', null, null, null, '{}')",
         lab.stack.user_id,
         lab.stack.project_id,
     )
