@@ -1,8 +1,9 @@
 """The transitions of a job as a model: random schedules of everything that may happen to one.
 
 Several connections at once submit, take tickets, claim, renew, finish once or twice, die silently,
-come back as zombies, sweep, wake, reconcile, duplicate and delete tickets, while the clock is
-moved along. A seed makes the choices, not the interleaving; the invariants hold for every one.
+come back as zombies, cancel, retry, sweep, wake, reconcile, duplicate and delete tickets, while
+the clock is moved along. A seed makes the choices, not the interleaving; the invariants hold for
+every one.
 More seeds: BATON_MODEL_SEEDS=200.
 """
 
@@ -59,7 +60,7 @@ create trigger audit after update of status on jobs for each row
 """
 MOVES = {
     ("pending", "processing"),
-    ("pending", "failed"),  # past its deadline
+    ("pending", "failed"),  # past its deadline, or cancelled
     ("processing", "pending"),
     ("processing", "completed"),
     ("processing", "failed"),
@@ -74,6 +75,7 @@ class Model:
     rng: random.Random
     user_id: Any = None
     project_id: Any = None
+    undecided: bool = True  # do clients still cancel and retry?
     offset: float = 0.0  # seconds by which the database's clock has been moved
     seen: Counter[str] = field(default_factory=Counter)
     tokens: list[Any] = field(default_factory=list)  # of all claims
@@ -248,6 +250,31 @@ class Model:
                         " order by random() limit 1 for update skip locked)"
                     )
 
+    async def change_minds(self) -> None:
+        """Clients cancel jobs, in whatever state they find them, and try failed ones again."""
+        async with self.connection() as connection:
+            while self.undecided:
+                await asyncio.sleep(0.03)
+                await self.tick(connection)
+                job = await connection.fetchrow(
+                    "select id, status from jobs order by random() limit 1"
+                )
+                if job is None:
+                    continue
+                if self.rng.random() < 0.7:
+                    changed = await connection.fetchval(
+                        "select changed from cancel_job($1, $2)", self.user_id, job["id"]
+                    )
+                    self.seen["cancelled"] += changed
+                elif job["status"] == "failed":
+                    await connection.fetchval(
+                        "select (job).id from retry_job($1, $2, null, null)",
+                        self.user_id,
+                        job["id"],
+                    )
+                    self.seen["submitted"] += 1
+                    self.seen["retried"] += 1
+
     async def sweep(self) -> None:
         """What every process does all the time."""
         async with self.connection() as connection:
@@ -280,10 +307,13 @@ async def run(model: Model, sql: asyncpg.Connection) -> None:
     loops += [model.sweep() for _ in range(SWEEPERS)]
     acting = [asyncio.create_task(loop) for loop in loops]
     disturbing = asyncio.create_task(model.disturb())
+    minding = asyncio.create_task(model.change_minds())
     submitting = asyncio.create_task(model.submit())
 
     async def rest() -> None:
         await submitting
+        model.undecided = False
+        await minding
         while await model.left(sql, tickets=False):
             await asyncio.sleep(0.05)
         disturbing.cancel()
@@ -291,7 +321,7 @@ async def run(model: Model, sql: asyncpg.Connection) -> None:
             await asyncio.sleep(0.05)
 
     resting = asyncio.create_task(rest())
-    everybody = {resting, submitting, disturbing, *acting}
+    everybody = {resting, submitting, disturbing, minding, *acting}
     try:
         async with asyncio.timeout(LIMIT):
             while not resting.done():
@@ -366,5 +396,5 @@ async def test_no_schedule_breaks_an_invariant(
     print(dict(sorted(model.seen.items())))
     assert await violations(model, sql) == {}
     # A schedule in which nothing went wrong would prove nothing.
-    for event in ("died", "fenced", "swept", "sent twice", "claims lost", "mended"):
+    for event in ("died", "fenced", "swept", "sent twice", "claims lost", "mended", "cancelled"):
         assert model.seen[event], f"{event} never happened"

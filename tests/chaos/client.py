@@ -36,23 +36,27 @@ class Connection:
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def ask(
-        self, method: str, path: str, body: Any = None, *, timeout: float = 15.0
+        self, method: str, path: str, body: Any = None, *, key: str = "", timeout: float = 15.0
     ) -> Answer:
         """Send a request and await its answer.
+
+        Args:
+            key: what to call the request, so that it may be sent again.
 
         Raises:
             NoAnswer: there is none.
         """
         try:
             async with asyncio.timeout(timeout):
-                return await self._ask(method, path, body)
+                return await self._ask(method, path, body, key)
         except (OSError, TimeoutError, asyncio.IncompleteReadError, ValueError) as error:
             self.close()
             raise NoAnswer(repr(error)) from error
 
-    async def _ask(self, method: str, path: str, body: Any) -> Answer:
+    async def _ask(self, method: str, path: str, body: Any, key: str) -> Answer:
         payload = b"" if body is None else json.dumps(body).encode()
         kind = "" if body is None else "Content-Type: application/json\r\n"
+        kind += f"Idempotency-Key: {key}\r\n" if key else ""
         if self._streams is None:
             self._streams = await asyncio.open_connection("127.0.0.1", self._port)
         reader, writer = self._streams

@@ -9,9 +9,6 @@ from .stack import ROOT, TESTS, Process
 
 EVER = 1_000_000  # times; a rule that is never spent
 
-missing("3", "same key, two requests in parallel", "idempotency keys")
-missing("4", "same key, another body", "idempotency keys")
-
 
 @scenario("1", "kill -9 of the API before the submit commits")
 async def kill_api_before_commit(lab: Lab) -> None:
@@ -20,17 +17,18 @@ async def kill_api_before_commit(lab: Lab) -> None:
     assert api.proxy
     rule = Rule("submit_job(", "hold")
     api.proxy.rules.append(rule)
-    asking = asyncio.create_task(lab.driver.submit_prepared(job))
+    asking = asyncio.create_task(lab.driver.submit_prepared(job, key="mine"))
     await rule.seen.wait()
     api.kill()
     lab.expect(not await asking, "a submit that was never committed got a 202")
     made = await (await lab.stack.sql()).fetchval("select count(*) from jobs")
     lab.expect(made == 0, f"{made} jobs exist without a commit")
     await lab.stack.serve()
-    jobs = await lab.submit("sleep=0.2")
+    lab.expect(await lab.driver.submit_prepared(job, key="mine"), "the key was used up")
     await lab.ended()
-    lab.completed(jobs)
-    lab.note("the same key once more needs idempotency keys")
+    lab.completed([job])
+    made = await (await lab.stack.sql()).fetchval("select count(*) from jobs")
+    lab.expect(made == 1, f"{made} jobs exist for one key")
 
 
 @scenario("2", "kill -9 of the API after the commit, before the 202")
@@ -40,14 +38,40 @@ async def kill_api_after_commit(lab: Lab) -> None:
     assert api.proxy
     rule = Rule("submit_job(", "swallow")
     api.proxy.rules.append(rule)
-    asking = asyncio.create_task(lab.driver.submit_prepared(job))
+    asking = asyncio.create_task(lab.driver.submit_prepared(job, key="mine"))
     await rule.seen.wait()
     api.kill()
     lab.expect(not await asking, "a killed API has answered")
     await lab.stack.serve()
+    lab.expect(await lab.driver.submit_prepared(job, key="mine"), "the key found no job")
+    await lab.ended()
+    lab.completed([job])
     made = await (await lab.stack.sql()).fetchval("select count(*) from jobs")
-    lab.expect(made == 1, f"{made} jobs exist after one commit")
-    lab.note("the same key once more needs idempotency keys")
+    lab.expect(made == 1, f"{made} jobs exist for one key")
+
+
+@scenario("3", "the same key from ten clients at once, over two APIs", short=True)
+async def same_key(lab: Lab) -> None:
+    await lab.start(apis=2, workers=1)
+    [job] = await lab.driver.prepare(["sleep=0.2"])
+    asking = [lab.driver.submit_prepared(job, key="mine", poll=False) for _ in range(10)]
+    lab.expect(all(await asyncio.gather(*asking)), "a repeated request was refused")
+    lab.driver.poll(job)
+    await lab.ended()
+    lab.completed([job])
+    made = await (await lab.stack.sql()).fetchval("select count(*) from jobs")
+    lab.expect(made == 1, f"{made} jobs exist for one key")
+
+
+@scenario("4", "the same key with another body")
+async def same_key_other_body(lab: Lab) -> None:
+    await lab.start(workers=1)
+    first, second = await lab.driver.prepare(["sleep=0.2", "sleep=0.2"])
+    await lab.driver.submit_prepared(first, key="mine")
+    refused = not await lab.driver.submit_prepared(second, key="mine")
+    lab.expect(refused and lab.driver.statuses[422] == 1, "another request got the key's job")
+    await lab.ended()
+    lab.completed([first])
 
 
 @scenario("5", "the submitting transaction rolls back after the ticket")

@@ -21,7 +21,7 @@ from .stack import Stack
 POLL_EVERY = 0.2  # seconds
 WATCH_EVERY = 2.0  # seconds, for jobs that have ended: they must stay as they are
 TERMINAL = ("completed", "failed")
-EXPECTED = (200, 202, 503)  # whatever happens, a client of ours gets one of these
+EXPECTED = (200, 202, 422, 503)  # whatever happens, a client of ours gets one of these
 
 
 class NotPrepared(Exception):
@@ -78,7 +78,7 @@ class Driver:
         self._idle: dict[int, list[Connection]] = {}
         self._pollers: set[asyncio.Task[None]] = set()
 
-    async def ask(self, method: str, path: str, body: Any = None) -> Answer:
+    async def ask(self, method: str, path: str, body: Any = None, key: str = "") -> Answer:
         """One request to the next API process.
 
         Raises:
@@ -92,7 +92,7 @@ class Driver:
         idle = self._idle.setdefault(port, [])
         connection = idle.pop() if idle else Connection(port, self.stack.key)
         started = time.monotonic()
-        answer = await connection.ask(method, f"/api/v1{path}", body)
+        answer = await connection.ask(method, f"/api/v1{path}", body, key=key)
         self._note(method, path, answer, time.monotonic() - started)
         idle.append(connection)
         return answer
@@ -141,15 +141,17 @@ class Driver:
             await self.submit_prepared(job, poll=poll)
         return jobs
 
-    async def submit_prepared(self, job: Job, *, poll: bool = True) -> bool:
-        """Submit one job once; answers whether it was accepted."""
+    async def submit_prepared(self, job: Job, *, poll: bool = True, key: str = "") -> bool:
+        """Submit one job once; answers whether it was accepted. With a key it may be submitted
+        again, and is the same job then."""
         body = {
             "project_id": self.stack.project_id,
             "filters": {"github": {"projects": [job.tag]}},
         }
-        self.jobs.append(job)
+        if job not in self.jobs:
+            self.jobs.append(job)
         try:
-            answer = await self.ask("POST", "/handoffs", body)
+            answer = await self.ask("POST", "/handoffs", body, key)
         except NoAnswer:
             self.unanswered += 1
             return False

@@ -2,13 +2,32 @@
 
 import asyncio
 import time
+from collections import Counter
 from itertools import pairwise
 
+from .driver import Job
 from .lab import Lab, missing, scenario
 
 missing("40", "provider down for an hour", "a circuit breaker")
-missing("41", "cancel at every moment", "cancelling")
 missing("49", "two parallel submits for the last credit", "credits")
+
+
+@scenario("41", "a cancel at every moment of a job's life", short=True)
+async def cancels(lab: Lab) -> None:
+    await lab.start(workers=2)
+    jobs = await lab.driver.prepare(["sleep=0.5"] * 60)
+
+    async def one(job: Job, moment: float) -> None:
+        if await lab.driver.submit_prepared(job):
+            await asyncio.sleep(moment)
+            await lab.driver.ask("POST", f"/jobs/{job.id}/cancel")
+
+    # From before a worker has seen the ticket until after the job has ended.
+    await asyncio.gather(*(one(job, number / 20) for number, job in enumerate(jobs)))
+    await lab.ended()
+    outcomes = Counter(job.last["job"]["outcome"] for job in jobs if job.last)
+    lab.expect(set(outcomes) == {"cancelled", "succeeded"}, f"outcomes: {dict(outcomes)}")
+    lab.note(f"{outcomes['cancelled']} cancelled, {outcomes['succeeded']} completed before")
 
 
 @scenario("42", "every ticket is delivered four times", limit=0)
