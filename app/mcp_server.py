@@ -79,7 +79,7 @@ class Call:
         """Ask the API.
 
         Raises:
-            RequestFailed: with the API's own sentence.
+            RequestFailed: with the API's own sentence, and when to try again.
         """
         headers = {b"Authorization": self.authorization}
         for name, value in options.pop("headers", {}).items():
@@ -90,9 +90,14 @@ class Call:
             response = await self.api.request(
                 method, f"/api/v1{path}", headers=list(headers.items()), **options
             )
+            return checked(response)
         except httpx.HTTPError as error:
             raise unreachable(self.api.base_url, error) from None
-        return checked(response)
+        except RequestFailed as failed:
+            if failed.retry_after is None:
+                raise
+            after = failed.retry_after
+            raise RequestFailed(f"{failed} Try again in {after:.0f} s.", after) from None
 
     async def get(self, path: str, **query: Any) -> dict[str, Any]:
         """Read something whole."""
@@ -232,8 +237,7 @@ async def _generate(call: Call, given: dict[str, Any], *, kind: str | None) -> C
         if failed.retry_after is None:
             raise
         advice = "use the same idempotency_key" if key else "look first whether it was made"
-        after = f"{failed.retry_after:.0f} s"
-        raise RequestFailed(f"{failed} When you try again after {after}, {advice}.") from None
+        raise RequestFailed(f"{failed} Then {advice}.") from None
     accepted = response.json()
     job_id, version = accepted["jobId"], response.headers.get("ETag")
     seen = {"job": {"id": job_id, "status": accepted["status"]}, "result": None}

@@ -389,9 +389,11 @@ async def test_a_limit_or_an_outage_is_waited_out_once_the_job_is_known(
     api = Scripted(accepted, *busy, job("completed"))
     assert text(await api.run("generate_handoff", project_id=UNKNOWN)) == "# done"
     assert paused == [4, 4]
-    with pytest.raises(RequestFailed, match="Wait. When you try again after 4 s, use the same"):
+    with pytest.raises(
+        RequestFailed, match="^Wait. Try again in 4 s. Then use the same idempotency_key.$"
+    ):
         await Scripted(*busy).run("generate_handoff", project_id=UNKNOWN, idempotency_key="mine")
-    with pytest.raises(RequestFailed, match="^Wait.$"):
+    with pytest.raises(RequestFailed, match="^Wait. Try again in 4 s.$"):
         await Scripted(*busy).run("get_job", job_id=UNKNOWN)
 
 
