@@ -137,11 +137,10 @@ class Progress:
 
     async def tell(self, job: Mapping[str, Any]) -> None:
         """Notify of a job's state; each time, because a host counts the silence."""
-        known = job.get("progress") or {}
-        value = known.get("value")
+        known = job["progress"]
+        value, message = known["value"], known["message"] or known["step"]
         creeping = self.shown + (1 - self.shown) / 50
-        self.shown = max(creeping, min(float(value), 1.0)) if value is not None else creeping
-        message = known.get("message") or known.get("step") or f"The job is {job['status']}."
+        self.shown = max(creeping, min(value, 1.0)) if value is not None else creeping
         await self.call.report(self.shown, None if value is None else 1.0, message)
 
 
@@ -179,13 +178,19 @@ async def _await_end(
             version = response.headers.get("ETag")
             # Either the API has held this request, or the next one can ask it to.
             waits = "Preference-Applied" in response.headers if held else first and version
-            pause = 0.0 if waits else float(response.headers.get("Retry-After", POLL_AFTER))
+            pause = 0.0 if waits else _poll_after(response)
         assert answer is not None  # 304 needs a version, which needs an answer
         ended = answer["job"]["status"] in ("completed", "failed")
         if ended or loop.time() + pause >= deadline:
             return answer
         await progress.tell(answer["job"])
         await asyncio.sleep(pause)
+
+
+def _poll_after(response: httpx.Response) -> float:
+    """Seconds; the API may say so in milliseconds."""
+    exact = response.headers.get("retry-after-ms")
+    return int(exact) / 1_000 if exact else float(response.headers.get("Retry-After", POLL_AFTER))
 
 
 # --- Tools -------------------------------------------------------------------------------------
@@ -240,7 +245,7 @@ async def _generate(call: Call, given: dict[str, Any], *, kind: str | None) -> C
         raise RequestFailed(f"{failed} Then {advice}.") from None
     accepted = response.json()
     job_id, version = accepted["jobId"], response.headers.get("ETag")
-    seen = {"job": {"id": job_id, "status": accepted["status"]}, "result": None}
+    seen = {"job": accepted["job"], "result": None}
     ended = await _await_end(call, job_id, BLOCK, seen, version)
     told = _job(ended)
     told.is_error = ended["job"]["status"] == "failed"
@@ -250,6 +255,14 @@ async def _generate(call: Call, given: dict[str, Any], *, kind: str | None) -> C
 async def _get_job(call: Call, given: dict[str, Any]) -> CallToolResult:
     seconds = given.get("wait_seconds", WAIT)
     return _job(await _await_end(call, _path_id(given, "job_id"), seconds, None, None))
+
+
+async def _cancel_job(call: Call, given: dict[str, Any]) -> CallToolResult:
+    job_id = _path_id(given, "job_id")
+    answer = (await call.request("POST", f"/jobs/{job_id}/cancel")).json()
+    if answer["job"]["status"] == "completed":
+        return _result(f"The job {job_id} had completed; get_job has its document.", answer)
+    return _job(answer)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -339,6 +352,9 @@ class InsightArguments(schemas.Strict):
 
 class JobArguments(schemas.Strict):
     job_id: str
+
+
+class WaitArguments(JobArguments):
     wait_seconds: int = Field(
         WAIT, ge=0, le=int(BLOCK), description="How long to wait for the job to end."
     )
@@ -347,6 +363,9 @@ class JobArguments(schemas.Strict):
 _READS = ToolAnnotations(read_only_hint=True, open_world_hint=False)
 _ADDS = ToolAnnotations(
     read_only_hint=False, destructive_hint=False, idempotent_hint=False, open_world_hint=False
+)
+_ENDS = ToolAnnotations(
+    read_only_hint=False, destructive_hint=True, idempotent_hint=True, open_world_hint=False
 )
 _GENERATES = (
     f" Waits up to {BLOCK:.0f} s and answers the Markdown; if it takes longer, answers the job's "
@@ -464,9 +483,18 @@ TOOLS = (
         description="The state of a job that generate_… has started, and its Markdown once it is "
         "completed. Waits for that a little, so there is no need to call it in quick succession. "
         "Free.",
-        arguments=JobArguments,
+        arguments=WaitArguments,
         run=_get_job,
         hints=_READS,
+    ),
+    Tool(
+        name="cancel_job",
+        title="Cancel a job",
+        description="Stops a job that is not needed any more; it ends as failed with the code "
+        "`cancelled` and is not charged. A job that has ended stays as it is.",
+        arguments=JobArguments,
+        run=_cancel_job,
+        hints=_ENDS,
     ),
     Tool(
         name="list_events",

@@ -32,8 +32,8 @@ GENERATORS = [tool.name for tool in TOOLS if tool.name.startswith("generate_")]
 
 @pytest.fixture(autouse=True)
 def quick_polls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The API asks to be polled more often than people are."""
-    monkeypatch.setattr(jobs, "POLL_AFTER", 0.05, raising=False)
+    """The API wants to be polled more often than it wants outside of tests."""
+    monkeypatch.setattr(jobs, "POLL_AFTER", (50, 50))
 
 
 @pytest.fixture
@@ -158,6 +158,7 @@ async def test_over_http_every_tool_does_what_it_says(
         [event] = events.structured_content["events"]
         assert len(event["content"]) == mcp_server.QUOTED + 1 and event["content"].endswith("…")
         assert text(events).endswith(event["content"])
+        await call("cancel_job", job_id=seen.structured_content["job"]["id"])
     assert called == {tool.name for tool in TOOLS}
 
 
@@ -259,7 +260,7 @@ async def test_a_job_that_takes_long_is_handed_over_and_can_be_waited_for(
         told: list[float] = []
 
         async def hear(progress: float, total: float | None, message: str | None) -> None:
-            assert total is None and message == "The job is pending."
+            assert message == "queued"
             told.append(progress)
 
         given = await agent.call_tool("generate_handoff", {}, progress_callback=hear)
@@ -271,6 +272,37 @@ async def test_a_job_that_takes_long_is_handed_over_and_can_be_waited_for(
         assert "still pending" in text(again)
         await drain()
         assert "Add a cache" in text(await agent.call_tool("get_job", {"job_id": job["id"]}))
+
+
+async def test_a_job_that_is_cancelled_ends_and_one_that_has_ended_stays(
+    mcp_url: str, caller: Caller, drain: Any
+) -> None:
+    await caller.ingest({"title": "Add a cache"})
+    unwanted, done = await caller.submit(), await caller.submit(sources=["github"])
+    async with connected(mcp_url, caller.key) as agent:
+        for _ in range(2):
+            told = await agent.call_tool("cancel_job", {"job_id": unwanted})
+            assert not told.is_error and text(told).startswith("cancelled: ")
+            assert told.structured_content["job"]["outcome"] == "cancelled"
+        await drain()
+        told = await agent.call_tool("cancel_job", {"job_id": done})
+        assert "had completed" in text(told)
+        assert "Add a cache" in text(await agent.call_tool("get_job", {"job_id": done}))
+
+
+async def test_a_call_made_again_with_its_key_makes_nothing_new(
+    mcp_url: str, caller: Caller, working: None
+) -> None:
+    await caller.ingest({"title": "Add a cache"})
+    async with connected(mcp_url, caller.key) as agent:
+        asked = {"project_id": "ada", "idempotency_key": "mine"}
+        one, two = [await agent.call_tool("generate_handoff", asked) for _ in range(2)]
+        assert one.structured_content["job"]["id"] == two.structured_content["job"]["id"]
+        assert text(one) == text(two)
+        other = await refusal(agent, "generate_handoff", **asked, sources=["github"])
+        assert "Idempotency-Key" in other
+        listed = await agent.call_tool("list_handoffs")
+        assert len(listed.structured_content["handoffs"]) == 1
 
 
 async def test_a_job_that_fails_is_an_error_with_the_sentence_of_the_api(
@@ -292,7 +324,7 @@ def test_a_model_is_told_the_bounds_and_to_reuse_its_key() -> None:
         assert "null" not in json.dumps(listed.input_schema)
         assert listed.annotations and listed.annotations.open_world_hint is False
         generates = tool.name in GENERATORS
-        assert listed.annotations.read_only_hint is not generates
+        assert listed.annotations.read_only_hint is not (generates or tool.name == "cancel_job")
         assert "job" not in properties
         assert ("idempotency_key" in properties) is generates
         if generates:
@@ -330,17 +362,23 @@ class Scripted:
             return await row.run(Call(api, b"Bearer fr_key", report), arguments)
 
 
+def accepted() -> httpx.Response:
+    """What a request for an artifact is answered."""
+    return httpx.Response(202, json={"jobId": UNKNOWN, **job("pending").json()})
+
+
 def job(status: str, etag: str | None = None, **more: Any) -> httpx.Response:
     """What GET /jobs/{id} answers; with a version, as one that can be waited for."""
     headers = {"ETag": etag, "Preference-Applied": "wait=20"} if etag else {}
-    known = {"id": UNKNOWN, "status": status, "error_meta": {}, **more}
+    progress = {"value": None, "step": "queued", "message": None}
+    known = {"id": UNKNOWN, "status": status, "progress": progress}
     result = {"markdown": "# done"} if status == "completed" else None
-    return httpx.Response(200, json={"job": known, "result": result}, headers=headers)
+    return httpx.Response(200, json={"job": known | more, "result": result}, headers=headers)
 
 
 async def test_a_request_is_held_by_an_api_that_can_hold_it() -> None:
     api = Scripted(
-        httpx.Response(202, json={"jobId": UNKNOWN, "status": "pending"}),
+        accepted(),
         job("pending", '"1"'),
         httpx.Response(304, headers={"ETag": '"1"', "Preference-Applied": "wait=20"}),
         job("processing", '"2"', progress={"value": 0.5, "step": "generating", "message": None}),
@@ -385,8 +423,7 @@ async def test_a_limit_or_an_outage_is_waited_out_once_the_job_is_known(
     busy = [
         httpx.Response(c, json={"error": "Wait."}, headers={"Retry-After": "4"}) for c in (429, 503)
     ]
-    accepted = httpx.Response(202, json={"jobId": UNKNOWN, "status": "pending"})
-    api = Scripted(accepted, *busy, job("completed"))
+    api = Scripted(accepted(), *busy, job("completed"))
     assert text(await api.run("generate_handoff", project_id=UNKNOWN)) == "# done"
     assert paused == [4, 4]
     with pytest.raises(
