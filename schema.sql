@@ -1625,9 +1625,6 @@ $$;
 
 -- --- Webhooks -----------------------------------------------------------------------------
 
-alter table jobs add column if not exists webhook_url text;
-alter table jobs add column if not exists progress jsonb;
-
 create table if not exists webhook_endpoints (
   id uuid primary key default uuidv7(),
   project_id uuid not null references projects on delete cascade,
@@ -1715,22 +1712,38 @@ language sql stable as $$
   select to_char(p_time at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
 $$;
 
--- The body of a webhook, never with the artifact. Metadata are the caller's own and can be long; a
--- job that would make the body too large is sent with its first fields only.
-create or replace function webhook_payload(p_job jobs, p_type text) returns text
+-- The body of a webhook: the job as GET answers it, never the artifact. Metadata are the caller's own
+-- and can be long; a job that would make the body too large is sent with its first eleven fields.
+create or replace function webhook_payload(p_job_id uuid, p_type text) returns text
 language plpgsql stable as $$
 declare
-  v_start json := json_build_object(
-    'id', p_job.id, 'project_id', p_job.project_id, 'kind', p_job.kind, 'status', p_job.status,
-    'result_kind', p_job.result_kind, 'result_id', p_job.result_id,
-    'error', left(p_job.error, 1000), 'error_code', p_job.error_code,
-    'error_meta', p_job.error_meta, 'created_at', rfc3339(p_job.created_at),
-    'updated_at', rfc3339(p_job.updated_at));
+  v_row job_objects;
+  v_job jsonb;
+  v_self text := '/api/v1/jobs/' || p_job_id;
   v_payload text;
 begin
-  v_payload := json_build_object(
-    'type', p_type, 'timestamp', rfc3339(baton_now()),
-    'data', json_build_object('job', v_start, 'result_url', '/api/v1/jobs/' || p_job.id))::text;
+  select * into strict v_row from job_objects where id = p_job_id;
+  v_job := to_jsonb(v_row) - array['rev', 'not_before', 'read_at'] || jsonb_build_object(
+    'created_at', rfc3339(v_row.created_at), 'updated_at', rfc3339(v_row.updated_at),
+    'started_at', rfc3339(v_row.started_at), 'completed_at', rfc3339(v_row.completed_at),
+    'cancel_requested_at', rfc3339(v_row.cancel_requested_at),
+    'start_deadline_at', rfc3339(v_row.start_deadline_at),
+    'deadline_at', rfc3339(v_row.deadline_at),
+    'eta', null,
+    'urls', jsonb_build_object(
+      'self', v_self, 'cancel', v_self || '/cancel', 'retry', v_self || '/retry',
+      'events', v_self || '/events'));
+  for v_size in 1..2 loop
+    v_payload := json_build_object(
+      'type', p_type, 'timestamp', rfc3339(baton_now()),
+      'data', json_build_object('job', v_job, 'result_url', v_self))::text;
+    exit when octet_length(v_payload) < 20000;
+    v_job := jsonb_build_object(
+      'id', v_row.id, 'project_id', v_row.project_id, 'kind', v_row.kind, 'status', v_row.status,
+      'result_kind', v_row.result_kind, 'result_id', v_row.result_id,
+      'error', left(v_row.error, 1000), 'error_code', v_row.error_code, 'error_meta', '{}'::jsonb,
+      'created_at', rfc3339(v_row.created_at), 'updated_at', rfc3339(v_row.updated_at));
+  end loop;
   return v_payload;
 end
 $$;
@@ -1752,7 +1765,8 @@ begin
     perform add_webhook_secret(new.project_id, null);
   end if;
   insert into webhook_deliveries (job_id, project_id, endpoint_id, url, type, payload)
-  select new.id, new.project_id, target.endpoint_id, target.url, v_type, webhook_payload(new, v_type)
+  select new.id, new.project_id, target.endpoint_id, target.url, v_type,
+    webhook_payload(new.id, v_type)
   from (
     select null::uuid as endpoint_id, new.webhook_url as url
     where new.webhook_url is not null and new.status in ('completed', 'failed')
@@ -2048,6 +2062,15 @@ begin
   where project_id = p_project_id and endpoint_id is null and expires_at is null;
   return v_secret;
 end
+$$;
+
+-- The log of a message as the API shows it.
+create or replace function attempts_of(p_delivery_id text) returns jsonb
+language sql stable as $$
+  select coalesce(jsonb_agg(jsonb_build_object(
+    'at', rfc3339(at), 'status', status, 'ms', ms, 'error', error) order by id), '[]')
+  from webhook_attempts
+  where delivery_id = p_delivery_id
 $$;
 
 -- Send a message once more, with the whole schedule before it and the same id.

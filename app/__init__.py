@@ -15,6 +15,7 @@ Read top-down; a file imports only files above it:
     jobs       asking for an artifact and reading the job: the heart
     stream     the log of a job, for those who ask and those who follow
     resources  projects, handoffs, insights, filters
+    webhooks   who is told how jobs end
     openapi    the document, made from the route table
     main       the route table and the application
     client     the API as a client sees it

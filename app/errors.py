@@ -183,21 +183,24 @@ class Unavailable(ApiError):
     headers = {"Retry-After": str(RETRY_AFTER)}
 
 
+# What the database refuses in a sentence that is meant for the client.
+_OF_DATABASE: dict[type[Exception], type[ApiError]] = {
+    db.InvalidRequest: InvalidRequest,
+    db.Forbidden: Forbidden,
+    db.NotFound: NotFound,
+    db.Conflict: Conflict,
+    db.Gone: Gone,
+    db.KeyReuse: IdempotencyKeyReuse,
+}
+
+
 def as_api_error(error: Exception) -> ApiError:
     """The answer for whatever was raised; what nobody foresaw is logged and becomes a 500."""
     match error:
         case ApiError():
             return error
-        case db.InvalidRequest():
-            return InvalidRequest(str(error))
-        case db.NotFound():
-            return NotFound(str(error))
-        case db.Conflict():
-            return Conflict(str(error))
-        case db.Gone():
-            return Gone(str(error))
-        case db.KeyReuse():
-            return IdempotencyKeyReuse(str(error))
+        case db.DatabaseError() if type(error) in _OF_DATABASE:
+            return _OF_DATABASE[type(error)](str(error))
         case db.Unavailable():
             log.warning("unavailable", extra={"cause": repr(error.__cause__ or error)})
             return Unavailable("The database does not answer right now. Try again shortly.")

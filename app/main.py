@@ -20,7 +20,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app import errors, events, jobs, limits, resources, schemas, stream
+from app import errors, events, jobs, limits, resources, schemas, stream, webhooks
 from app.auth import authenticate
 from app.background import background, watch_loop
 from app.db import applied_version, current_version, open_database
@@ -247,6 +247,83 @@ OPERATIONS = (
         query=schemas.ProjectQuery,
         response=schemas.FiltersResponse,
         tag="Projects and events",
+    ),
+    Operation(
+        method="POST",
+        path=f"{P}/webhooks",
+        handler=webhooks.create_webhook,
+        body=schemas.WebhookRequest,
+        response=schemas.WebhookWithSecret,
+        status=201,
+        errors=(403, 409),
+        tag="Webhooks",
+    ),
+    Operation(
+        method="GET",
+        path=f"{P}/webhooks",
+        handler=webhooks.list_webhooks,
+        query=schemas.ProjectQuery,
+        response=schemas.WebhookList,
+        tag="Webhooks",
+    ),
+    Operation(
+        method="PATCH",
+        path=f"{P}/webhooks/{{webhook_id}}",
+        handler=webhooks.update_webhook,
+        body=schemas.WebhookChange,
+        response=schemas.WebhookResponse,
+        errors=(403, 409),
+        tag="Webhooks",
+    ),
+    Operation(
+        method="POST",
+        path=f"{P}/webhooks/{{webhook_id}}/rotate",
+        handler=webhooks.rotate_webhook,
+        response=schemas.WebhookWithSecret,
+        errors=(403,),
+        tag="Webhooks",
+    ),
+    Operation(
+        method="DELETE",
+        path=f"{P}/webhooks/{{webhook_id}}",
+        handler=webhooks.delete_webhook,
+        response=None,
+        status=204,
+        errors=(403,),
+        tag="Webhooks",
+    ),
+    Operation(
+        method="GET",
+        path=f"{P}/webhooks/deliveries",
+        handler=webhooks.list_deliveries,
+        query=schemas.DeliveriesQuery,
+        response=schemas.DeliveryList,
+        tag="Webhooks",
+    ),
+    Operation(
+        method="POST",
+        path=f"{P}/webhooks/deliveries/{{delivery_id}}/replay",
+        handler=webhooks.replay_delivery,
+        response=schemas.DeliveryResponse,
+        status=202,
+        errors=(403, 409),
+        tag="Webhooks",
+    ),
+    Operation(
+        method="GET",
+        path=f"{P}/projects/{{project_id}}/webhook_secret",
+        handler=webhooks.read_webhook_secret,
+        response=schemas.WebhookSecret,
+        errors=(403,),
+        tag="Webhooks",
+    ),
+    Operation(
+        method="POST",
+        path=f"{P}/projects/{{project_id}}/webhook_secret/rotate",
+        handler=webhooks.rotate_webhook_secret,
+        response=schemas.WebhookSecret,
+        errors=(403,),
+        tag="Webhooks",
     ),
     Operation(
         method="GET",

@@ -49,9 +49,10 @@ class Operation:
 ERRORS = {
     400: "A field is missing or wrong; `error` names it.",
     401: "The key is missing, malformed, unknown or revoked.",
+    403: "Visible, but only an owner or admin of the project may do this.",
     404: "Unknown, or not visible to this key; the two look alike.",
     408: "The body did not arrive in time.",
-    409: "The job is not in a status that allows this.",
+    409: "What is there now does not allow this; `error` says why.",
     410: "The job has been deleted.",
     413: "The body is over the limit.",
     414: "The path and query are over the limit.",
@@ -188,6 +189,33 @@ _PROJECT = {
     "created_at": _AT,
     "updated_at": _AT,
 }
+_WEBHOOK = {
+    "id": _ID,
+    "project_id": _ID,
+    "url": "https://hooks.example.com/baton",
+    "types": ["job.completed", "job.failed"],
+    "enabled": True,
+    "disabled_reason": None,
+    "created_at": _AT,
+    "updated_at": _AT,
+}
+_SECRET = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oDCg1eK7H5tWk="
+_DELIVERY = {
+    "id": "msg_019ab3f27a107b528c3f0e1d2c3b4a59",
+    "job_id": _JOB_ID,
+    "project_id": _ID,
+    "webhook_id": _ID,
+    "url": "https://hooks.example.com/baton",
+    "type": "job.completed",
+    "state": "waiting",
+    "attempt": 1,
+    "next_attempt_at": "2026-11-24T08:00:05Z",
+    "created_at": _AT,
+    "ended_at": None,
+    "attempts": [
+        {"at": _AT, "status": 503, "ms": 41, "error": "Answered 503 Service Unavailable."}
+    ],
+}
 # One example a type; a test holds them to their types.
 EXAMPLES: dict[type[BaseModel], Any] = {
     schemas.HandoffRequest: {"project_id": _ID, "sources": ["github"]},
@@ -259,6 +287,14 @@ EXAMPLES: dict[type[BaseModel], Any] = {
             }
         }
     },
+    schemas.WebhookRequest: {"project_id": _ID, "url": "https://hooks.example.com/baton"},
+    schemas.WebhookChange: {"enabled": True},
+    schemas.WebhookResponse: {"webhook": _WEBHOOK},
+    schemas.WebhookWithSecret: {"webhook": _WEBHOOK, "secret": _SECRET},
+    schemas.WebhookSecret: {"secret": _SECRET},
+    schemas.WebhookList: {"webhooks": [_WEBHOOK]},
+    schemas.DeliveryList: {"deliveries": [_DELIVERY]},
+    schemas.DeliveryResponse: {"delivery": _DELIVERY},
     schemas.Health: {"status": "ok"},
     schemas.Error: {
         "error": "lookbackDays: must be greater than or equal to 1.",
@@ -391,7 +427,7 @@ def _headers(operation: Operation, status: int) -> dict[str, Any]:
     text = {"schema": {"type": "string"}}
     headers = {"X-Request-Id": {"description": "Also in every log line of the request.", **text}}
     if status == 202:
-        headers["Location"] = {"description": "The job to poll.", **text}
+        headers["Location"] = {"description": "What to poll.", **text}
     if not operation.public and status not in (401, 414, 431):  # those are told nothing
         headers["RateLimit-Policy"] = {
             "description": "The quotas that apply: `q` requests in any `w` seconds.",
@@ -413,7 +449,9 @@ def _path_parameters(operation: Operation) -> Iterator[dict[str, Any]]:
                 "name": part.strip("{}"),
                 "in": "path",
                 "required": True,
-                "schema": {"type": "string", "format": "uuid"},
+                "schema": {"type": "string"}
+                if part == "{delivery_id}"
+                else {"type": "string", "format": "uuid"},
             }
 
 

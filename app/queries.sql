@@ -304,6 +304,78 @@ select park_job($1, $2, $3, $4, $5, $6);
 -- $1 job, $2 token, $3 sentence, $4 meta. The new status. BT410.
 select crash_job($1, $2, $3, $4);
 
+-- name: create_webhook
+-- $1 user, $2 project, $3 URL, $4 types. With its secret, this once. BT404, BT403, BT409.
+select
+  (c.webhook).id, (c.webhook).project_id, (c.webhook).url, (c.webhook).types, (c.webhook).enabled,
+  (c.webhook).disabled_reason, (c.webhook).created_at, (c.webhook).updated_at, c.secret
+from create_webhook($1, $2, $3, $4) c;
+
+-- name: list_webhooks
+-- $1 user, $2 project or null. Oldest first.
+select
+  e.id, e.project_id, e.url, e.types, e.enabled, e.disabled_reason, e.created_at, e.updated_at
+from project_access a
+join webhook_endpoints e on e.project_id = a.project_id
+where a.user_id = $1 and ($2::uuid is null or a.project_id = $2)
+order by e.id;
+
+-- name: update_webhook
+-- $1 user, $2 webhook, $3 enabled, $4 URL, $5 types, each or null. BT404, BT403, BT409.
+select id, project_id, url, types, enabled, disabled_reason, created_at, updated_at
+from update_webhook($1, $2, $3, $4, $5);
+
+-- name: rotate_webhook
+-- $1 user, $2 webhook. With its new secret, this once. BT404, BT403.
+select
+  e.id, e.project_id, e.url, e.types, e.enabled, e.disabled_reason, e.created_at, e.updated_at,
+  r.secret
+from rotate_webhook_secret($1, null, $2) as r (secret)
+left join webhook_endpoints e on e.id = $2;
+
+-- name: delete_webhook
+-- $1 user, $2 webhook. BT404, BT403.
+select delete_webhook($1, $2);
+
+-- name: read_webhook_secret
+-- $1 user, $2 project. What signs for job.webhook_url. BT404, BT403.
+select read_webhook_secret($1, $2);
+
+-- name: rotate_webhook_secret
+-- $1 user, $2 project. BT404, BT403.
+select rotate_webhook_secret($1, $2, null);
+
+-- name: sees_deliveries
+-- $1 user and one of $2 project, $3 job, $4 webhook. May the user see it?
+select exists (
+  select from project_access a
+  where a.user_id = $1 and a.project_id = coalesce(
+    $2::uuid,
+    (select j.project_id from jobs j where j.id = $3),
+    (select e.project_id from webhook_endpoints e where e.id = $4)));
+
+-- name: list_deliveries
+-- $1 user, one of $2 project, $3 job, $4 webhook, and $5 limit. Newest first, each with its log.
+select
+  d.id, d.job_id, d.project_id, d.endpoint_id as webhook_id, d.url, d.type, d.state, d.attempt,
+  d.next_attempt_at, d.created_at, d.ended_at, attempts_of(d.id) as attempts
+from (
+  (select * from webhook_deliveries where project_id = $2 order by id desc limit $5)
+  union all
+  (select * from webhook_deliveries where job_id = $3 order by id desc limit $5)
+  union all
+  (select * from webhook_deliveries where endpoint_id = $4 order by id desc limit $5)
+) d
+join project_access a on a.project_id = d.project_id and a.user_id = $1
+order by d.id desc;
+
+-- name: replay_delivery
+-- $1 user, $2 delivery. BT404, BT403, BT409.
+select
+  id, job_id, project_id, endpoint_id as webhook_id, url, type, state, attempt, next_attempt_at,
+  created_at, ended_at, attempts_of(id) as attempts
+from replay_webhook($1, $2);
+
 -- name: claim_webhooks
 -- $1 limit, $2 at most of one host, $3 hosts and $4 what is free of them, $5 lease in seconds.
 select

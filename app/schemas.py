@@ -5,8 +5,10 @@ drafts) is the JSON Schema that a model has to fill. The one rule: a field's nam
 the wire, in this file and in the table, so there is no mapping layer anywhere.
 """
 
+import re
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -142,6 +144,37 @@ MetadataValue = Annotated[str, StringConstraints(max_length=512)]
 Priority = Literal["low", "normal", "high"]
 
 
+def _webhook_url(value: str) -> str:
+    """Only the shape: whether the address may be reached is judged when a message is sent."""
+    if len(value) > URL_MAX:
+        raise ValueError(f"must not be longer than {URL_MAX} characters")
+    if not re.fullmatch(r"(?i:https?)://[!#-;=?-\[\]_a-z~]+", value):
+        raise ValueError("must be an http or https URL, with all else than ASCII percent-encoded")
+    try:
+        parts = urlsplit(value)
+        port = parts.port
+    except ValueError:
+        raise ValueError("must be a URL with a valid host and port") from None
+    if "@" in parts.netloc:
+        raise ValueError("must not hold a user name or password")
+    if not parts.hostname or port == 0:
+        raise ValueError("must be a URL with a valid host and port")
+    return value
+
+
+WebhookUrl = Annotated[
+    str,
+    AfterValidator(_webhook_url),
+    WithJsonSchema({"type": "string", "format": "uri", "maxLength": URL_MAX}),
+]
+WebhookType = Literal["job.completed", "job.failed", "job.processing", "job.progress"]
+WebhookTypes = Annotated[
+    list[WebhookType],
+    Field(min_length=1, max_length=4),
+    AfterValidator(lambda types: list(dict.fromkeys(types))),
+]
+
+
 class JobOptions(Strict):
     """Options of the job itself, apart so that they never collide with an artifact's."""
 
@@ -161,6 +194,9 @@ class JobOptions(Strict):
     )
     metadata: dict[MetadataKey, MetadataValue] | None = Field(
         None, max_length=16, description="Comes back with the job, and finds it in a list."
+    )
+    webhook_url: WebhookUrl | None = Field(
+        None, description="Told how the job ends, signed with the project's webhook secret."
     )
 
 
@@ -252,6 +288,25 @@ class StatusRequest(Strict):
     status: ArtifactStatus
 
 
+class WebhookRequest(Strict):
+    """Tell this URL of the jobs of a project."""
+
+    project_id: str
+    url: WebhookUrl
+    types: WebhookTypes = Field(
+        ["job.completed", "job.failed"],
+        description="`job.failed` is every end but a completed one; branch on `error_code`.",
+    )
+
+
+class WebhookChange(Strict):
+    """What to change; the rest stays."""
+
+    enabled: bool | None = None
+    url: WebhookUrl | None = None
+    types: WebhookTypes | None = None
+
+
 class Query(BaseModel):
     """Query parameters: text that is converted, with the same limits."""
 
@@ -308,6 +363,15 @@ class ProjectQuery(Query):
     """Of which project; of all that the key may see, when omitted."""
 
     project_id: str | None = None
+
+
+class DeliveriesQuery(Query):
+    """Of which job, webhook or project: exactly one of them."""
+
+    job_id: str | None = None
+    webhook_id: str | None = None
+    project_id: str | None = None
+    limit: Limit = 20
 
 
 class JobEventsQuery(Query):
@@ -616,6 +680,86 @@ class EventList(Shape):
     """Events, newest first by `occurred_at`."""
 
     events: list[Event]
+
+
+class Webhook(Shape):
+    """A URL that is told of the jobs of a project."""
+
+    id: str
+    project_id: str
+    url: str
+    types: list[WebhookType]
+    enabled: bool = Field(description="What is disabled is sent nothing; what waits, waits on.")
+    disabled_reason: str | None = Field(
+        description="Why Baton has disabled it: the receiver is gone, or has failed for days."
+    )
+    created_at: Time
+    updated_at: Time
+
+
+class WebhookResponse(Shape):
+    """The webhook as it now is."""
+
+    webhook: Webhook
+
+
+class WebhookWithSecret(Shape):
+    """The webhook, and the secret that verifies its signatures: keep it, it is not shown again."""
+
+    webhook: Webhook
+    secret: str = Field(description="`whsec_` and 32 random bytes in base64.")
+
+
+class WebhookSecret(Shape):
+    """What verifies the signatures of messages to `job.webhook_url`."""
+
+    secret: str = Field(description="`whsec_` and 32 random bytes in base64.")
+
+
+class WebhookList(Shape):
+    """Webhooks, oldest first."""
+
+    webhooks: list[Webhook]
+
+
+class WebhookAttempt(Shape):
+    """One request to the receiver."""
+
+    at: Time
+    status: int | None = Field(description="Of the answer, if there was one.")
+    ms: int
+    error: str | None = Field(description="Null: delivered.")
+
+
+class Delivery(Shape):
+    """A message to one receiver."""
+
+    id: str = Field(description="`webhook-id`, the same on every attempt.")
+    job_id: str
+    project_id: str
+    webhook_id: str | None = Field(description="Null: for `job.webhook_url`.")
+    url: str
+    type: WebhookType
+    state: Literal["waiting", "delivered", "dead"]
+    attempt: int = Field(description="Attempts since it was queued or replayed, at most ten.")
+    next_attempt_at: Time | None = Field(
+        description="Null: it has ended, or its webhook is disabled."
+    )
+    created_at: Time
+    ended_at: Time | None
+    attempts: list[WebhookAttempt]
+
+
+class DeliveryList(Shape):
+    """Messages, newest first."""
+
+    deliveries: list[Delivery]
+
+
+class DeliveryResponse(Shape):
+    """The message as it now is; it is sent in a moment."""
+
+    delivery: Delivery
 
 
 class Ingested(Shape):

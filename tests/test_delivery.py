@@ -72,10 +72,9 @@ class Site:
     async def job(self, url: str | None = None) -> tuple[str, str]:
         """A job that runs; answers its id and the token of its attempt."""
         job_id = await self.sql.fetchval(
-            "select (job).id from submit_job($1, $2, 'handoff', null, null, null, '{}')",
-            self.user, self.project,
+            "select (job).id from submit_job($1, $2, 'handoff', null, null, null, '{}', $3)",
+            self.user, self.project, json.dumps({"webhook_url": url} if url else {}),
         )  # fmt: skip
-        await self.sql.execute("update jobs set webhook_url = $2 where id = $1", job_id, url)
         token = await self.sql.fetchval("select lease_token from claim_job($1, 1, 'w', 60)", job_id)
         return str(job_id), str(token)
 

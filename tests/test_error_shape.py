@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import socket
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -27,6 +28,7 @@ WITH_BODY = [o for o in OPERATIONS if o.body]
 CODES = {
     400: "invalid_request",
     401: "unauthorized",
+    403: "forbidden",
     404: "not_found",
     405: "method_not_allowed",
     408: "request_timeout",
@@ -84,8 +86,7 @@ def assert_error(answer: Answer, status: int, where: str) -> dict[str, Any]:
 
 def line_of(operation: Operation, ident: str, query: str = "") -> str:
     path = operation.path
-    for name in ("project_id", "job_id", "handoff_id", "insight_id"):
-        path = path.replace(f"{{{name}}}", ident)
+    path = re.sub(r"{\w+}", ident, path)
     return f"{operation.method} {path}{query} HTTP/1.1"
 
 

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 LISTED = """
 app.logs app.settings app.background app.connector app.embedded app.schemas app.history app.db
 app.queue app.sweeper app.errors app.wire app.limits app.auth app.waits app.events app.jobs
-app.stream app.resources app.openapi app.main
+app.stream app.resources app.webhooks app.openapi app.main
 app.client app.mcp_server app.supervisor app.terminal app.operator app.demo
 tasks.outcomes tasks.context
 tasks.lines tasks.references tasks.paths tasks.kinds tasks.cues tasks.signals tasks.statements
@@ -30,7 +30,13 @@ SHARED = {  # all that tasks/ may see of app/
     "app.sweeper",
     "app.schemas",
 }
-SIBLINGS = {"app.events", "app.jobs", "app.stream", "app.resources"}  # never each other
+SIBLINGS = {
+    "app.events",
+    "app.jobs",
+    "app.stream",
+    "app.resources",
+    "app.webhooks",
+}  # never each other
 SQL = re.compile(
     r"\s*(select\s.+\sfrom|insert\s+into|update\s+\w+\s+set|delete\s+from|with\s+\w+\s+as)\s",
     re.IGNORECASE | re.DOTALL,

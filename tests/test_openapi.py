@@ -90,8 +90,12 @@ async def test_what_the_service_answers_is_what_the_document_says(
         ids[kind] = await caller.submit(f"{insights}/{kind}")
     await drain()
     jobs = {kind: (await caller.job(job_id)) for kind, job_id in ids.items()}
+    hook = {"project_id": caller.project_id, "url": "https://hooks.example/"}
+    webhook_id = (await caller.http.post("/webhooks", json=hook)).json()["webhook"]["id"]
     ended = await caller.submit()
     await caller.http.post(f"/jobs/{ended}/cancel")
+    listed = (await caller.http.get(f"/webhooks/deliveries?job_id={ended}")).json()
+    delivery_id = listed["deliveries"][0]["id"]
     handoff_id = jobs["handoff"]["job"]["result_id"]
     insight_id = next(
         j["job"]["result_id"] for j in jobs.values() if j["job"]["result_kind"] == "insight"
@@ -104,14 +108,19 @@ async def test_what_the_service_answers_is_what_the_document_says(
         },
         "update_handoff": {"status": "archived"},
         "update_insight": {"status": "archived"},
+        "create_webhook": {"project_id": caller.project_id, "url": "https://hooks.example/1"},
     }
-    for operation in OPERATIONS:
+    for operation in sorted(OPERATIONS, key=lambda o: o.method == "DELETE"):
         path = operation.path.format(
             project_id=caller.project_id,
             job_id=ended if operation.name in ("retry_job", "delete_job") else ids["handoff"],
             handoff_id=handoff_id,
             insight_id=insight_id,
+            webhook_id=webhook_id,
+            delivery_id=delivery_id,
         )
+        if operation.name == "list_deliveries":
+            path += f"?project_id={caller.project_id}"
         body = bodies.get(operation.name, {}) if operation.body else None
         answer = await caller.http.request(operation.method, f"{base_url}{path}", json=body)
         assert answer.status_code == operation.status, (operation.name, answer.text)

@@ -41,15 +41,20 @@ async def owned(caller: Caller, drain: Drain) -> Owned:
     for name, job in (("handoff_id", handoff), ("insight_id", insight)):
         ids[name] = (await caller.job(job))["job"]["result_id"]
         assert ids[name]
-    return Owned(caller, ids)
+    body = {"project_id": caller.project_id, "url": "https://hooks.example/"}
+    webhook = (await caller.http.post("/webhooks", json=body)).json()["webhook"]["id"]
+    await caller.http.post(f"/jobs/{await caller.submit()}/cancel")
+    listed = (await caller.http.get(f"/webhooks/deliveries?webhook_id={webhook}")).json()
+    [delivery] = listed["deliveries"]
+    return Owned(caller, ids | {"webhook_id": webhook, "delivery_id": delivery["id"]})
 
 
 def uses(operation: Operation) -> list[tuple[str, str]]:
     """Where an operation takes an id: `(place, name)`."""
-    names = ("project_id", "job_id", "handoff_id", "insight_id")
+    names = ("project_id", "job_id", "handoff_id", "insight_id", "webhook_id", "delivery_id")
     found = [("path", name) for name in names if f"{{{name}}}" in operation.path]
-    if operation.query and "project_id" in operation.query.model_fields and not operation.body:
-        found.append(("query", "project_id"))
+    if operation.query and not operation.body:
+        found += [("query", name) for name in names if name in operation.query.model_fields]
     if operation.body and "project_id" in operation.body.model_fields:
         found.append(("body", "project_id"))
     return found
@@ -136,6 +141,8 @@ async def test_lists_never_hold_what_is_foreign(owned: Owned, stranger: Caller) 
         "/handoffs?status=all": {"handoffs": []},
         "/handoffs/filters": {"filters": {}},
         f"/projects/{stranger.project_id}/insights?status=all": {"insights": []},
+        "/webhooks": {"webhooks": []},
+        f"/webhooks/deliveries?project_id={stranger.project_id}": {"deliveries": []},
     }
     for path, expected in empty.items():
         assert (await stranger.http.get(path)).json() == expected
