@@ -8,6 +8,7 @@ import logging
 from http import HTTPStatus
 from typing import Any
 
+import asyncpg
 import orjson
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -201,6 +202,9 @@ def as_api_error(error: Exception) -> ApiError:
             return error
         case db.DatabaseError() if type(error) in _OF_DATABASE:
             return _OF_DATABASE[type(error)](str(error))
+        case db.Refused(__cause__=asyncpg.UndefinedTableError() | asyncpg.UndefinedFunctionError()):
+            log.error("schema not current", extra={"cause": str(error)})
+            return Unavailable("The schema is not current; an operator has to run: baton migrate.")
         case db.Unavailable():
             log.warning("unavailable", extra={"cause": repr(error.__cause__ or error)})
             return Unavailable("The database does not answer right now. Try again shortly.")

@@ -22,13 +22,16 @@ def test_the_tree_in_the_docstring_is_the_tree() -> None:
     assert drawn.count("─ ") == len(leaves(errors.ApiError))
 
 
-def test_codes_are_unique_and_every_status_has_one() -> None:
+def test_a_code_says_just_what_is_wrong() -> None:
+    """A status may not: a 429 can mean three things."""
     kinds = leaves(errors.ApiError)
     assert len({kind.code for kind in kinds}) == len(kinds)
-    assert len({kind.status for kind in kinds}) == len(kinds)
 
 
-@pytest.mark.parametrize("kind", leaves(errors.ApiError))
+PLAIN = [kind for kind in leaves(errors.ApiError) if kind.__init__ is errors.ApiError.__init__]
+
+
+@pytest.mark.parametrize("kind", PLAIN)
 def test_every_error_has_the_one_body(kind: type[errors.ApiError]) -> None:
     token = logs.request_id.set("r-1")
     try:

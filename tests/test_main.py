@@ -148,6 +148,9 @@ async def test_an_empty_database_is_waited_for_and_then_used(
         answer = await send(base_url, ["GET /readyz HTTP/1.1"])
         assert answer.status == 503
         assert b"baton migrate" in answer.body
+        key = f"Authorization: Bearer fr_{'x' * 43}"
+        answer = await send(base_url, ["GET /api/v1/projects HTTP/1.1", key])
+        assert (answer.status, b"baton migrate" in answer.body) == (503, True)
         await migrate(empty_dsn)
         assert (await send(base_url, ["GET /readyz HTTP/1.1"])).status == 200
         assert ended == []  # nothing that would have taken the process down
