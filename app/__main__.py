@@ -118,7 +118,7 @@ def worker(settings: Settings) -> None:
 @cli.command("mcp")
 @click.option("--http", is_flag=True, help="Serve over streamable HTTP, at /mcp, not over stdio.")
 @click.option("--host", help="With --http; default: HOST.")
-@click.option("--port", type=click.IntRange(1, 65535), default=8001, show_default=True)
+@click.option("--port", type=click.IntRange(0, 65535), default=8001, show_default=True)
 @click.option("--url", envvar="BATON_URL", help="Of the API; default: http://HOST:PORT.")
 @click.option("--key", envvar="BATON_API_KEY", help="Over HTTP each client sends its own.")
 @click.pass_obj

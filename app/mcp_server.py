@@ -13,7 +13,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -72,7 +72,7 @@ class Call:
     """One call of a tool: the API with the caller's key, and a way to tell how far it is."""
 
     api: httpx.AsyncClient
-    authorization: bytes
+    authorization: str
     report: Callable[[float, float | None, str], Awaitable[None]]
 
     async def request(self, method: str, path: str, **options: Any) -> httpx.Response:
@@ -81,15 +81,12 @@ class Call:
         Raises:
             RequestFailed: with the API's own sentence, and when to try again.
         """
-        headers = {b"Authorization": self.authorization}
-        for name, value in options.pop("headers", {}).items():
-            headers[name.encode()] = value.encode()
-        if request_id.get():  # so that one id leads through both logs
-            headers[b"X-Request-Id"] = (request_id.get() or "").encode()
+        headers = httpx.Headers(options.pop("headers", None))
+        headers["Authorization"] = self.authorization
+        if own := request_id.get():  # so that one id leads through both logs
+            headers["X-Request-Id"] = own
         try:
-            response = await self.api.request(
-                method, f"/api/v1{path}", headers=list(headers.items()), **options
-            )
+            response = await self.api.request(method, f"/api/v1{path}", headers=headers, **options)
             return checked(response)
         except httpx.HTTPError as error:
             raise unreachable(self.api.base_url, error) from None
@@ -133,7 +130,7 @@ class Progress:
     """Numbers that only ever grow, as the protocol wants them, also while nothing is known."""
 
     call: Call
-    shown: float = field(default=0.0)
+    shown: float = 0.0
 
     async def tell(self, job: Mapping[str, Any]) -> None:
         """Notify of a job's state; each time, because a host counts the silence."""
@@ -321,7 +318,7 @@ def _arguments(
 ) -> type[BaseModel]:
     """The arguments of a tool: the fields of a request's type, the project by any name.
 
-    `job` is left out: a model has no business with webhooks.
+    `job` is left out: priorities, deadlines and webhooks are no business of a model.
     """
     fields: dict[str, Any] = {}
     if project is not None:
@@ -663,14 +660,14 @@ def create_server(base_url: str, key: str | None = None) -> Server[httpx.AsyncCl
     )
 
 
-def _authorization(context: ServerRequestContext[Any], key: str | None) -> bytes:
+def _authorization(context: ServerRequestContext[Any], key: str | None) -> str:
     """The header to pass on."""
     if key is not None:
-        return f"Bearer {key}".encode()
+        return f"Bearer {key}"
     sent: str | None = context.request and context.request.headers.get("Authorization")
     if not sent:
         raise RequestFailed(_UNAUTHORIZED)
-    return sent.encode("latin-1")
+    return sent
 
 
 def create_http_app(base_url: str, host: str) -> ASGIApp:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import re
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -66,7 +67,7 @@ async def mcp_url(base_url: str) -> AsyncIterator[str]:
 @asynccontextmanager
 async def connected(url: str, key: str, mode: str = "auto") -> AsyncIterator[Client]:
     """An agent with a key of its own."""
-    headers = {"Authorization": f"Bearer {key}"}
+    headers = httpx2.Headers({"Authorization": f"Bearer {key}"}, encoding="utf-8")
     async with (
         httpx2.AsyncClient(headers=headers, trust_env=False, timeout=30) as http,
         Client(streamable_http_client(url, http_client=http), mode=mode) as client,
@@ -186,11 +187,35 @@ async def test_without_a_key_http_is_401_and_a_wrong_one_is_the_sentence_of_the_
             assert answer.status_code == 401
             assert answer.headers["www-authenticate"] == "Bearer"
             assert answer.json()["error"].startswith("Send a valid API key")
-    async with connected(mcp_url, "fr_" + "x" * 43) as agent:
-        assert (await refusal(agent, "list_projects")).startswith("Send a valid API key")
+    for wrong in ("fr_" + "x" * 43, "fr_é"):
+        async with connected(mcp_url, wrong) as agent:
+            assert (await refusal(agent, "list_projects")).startswith("Send a valid API key")
     async with connected(mcp_url, caller.key) as agent:
         await agent.call_tool("list_projects")
     assert caller.key not in caplog.text
+
+
+async def test_a_key_of_the_one_who_runs_it_over_http_is_nobodys(caller: Caller) -> None:
+    program = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-P", "-m", "app", "mcp", "--http", "--port", "0"),
+        env={"BATON_API_KEY": caller.key, "PYTHONPATH": str(ROOT)},
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert program.stderr
+    try:
+        async with asyncio.timeout(30):
+            while not (
+                url := re.search(rb"http://127.0.0.1:\d+", line := await program.stderr.readline())
+            ):
+                assert line, "it did not start"
+        async with httpx.AsyncClient(trust_env=False) as http:
+            answer = await http.post(f"{url[0].decode()}/mcp", json={})
+        assert answer.status_code == 401
+    finally:
+        program.terminate()
+        rest = await program.stderr.read()
+        await program.wait()
+    assert b"Application shutdown complete" in rest and b"Traceback" not in rest
 
 
 async def test_what_is_wrong_is_a_sentence_that_names_the_argument(
@@ -359,7 +384,7 @@ class Scripted:
         transport = httpx.MockTransport(answer)
         [row] = [t for t in TOOLS if t.name == tool]
         async with httpx.AsyncClient(transport=transport, base_url="http://baton") as api:
-            return await row.run(Call(api, b"Bearer fr_key", report), arguments)
+            return await row.run(Call(api, "Bearer fr_key", report), arguments)
 
 
 def accepted() -> httpx.Response:
