@@ -232,7 +232,8 @@ async def test_cancelling_a_query_is_no_error_of_the_connector(
     task = asyncio.create_task(connector.execute_query_async("select pg_sleep(30)"))
     async with asyncio.timeout(5):
         while not await sql.fetchval(
-            "select count(*) from pg_stat_activity where query = 'select pg_sleep(30)'"
+            "select count(*) from pg_stat_activity"
+            " where query = 'select pg_sleep(30)' and datname = current_database()"
         ):
             await asyncio.sleep(0.01)
     task.cancel()

@@ -61,7 +61,10 @@ async def test_a_cancelled_attempt_kills_its_child(
 ) -> None:
     job = await claimed(caller, database, "hang")
     attempt = asyncio.create_task(generate_isolated(job, dsn))
-    children = "select count(*) from pg_stat_activity where application_name = 'baton isolated'"
+    children = (
+        "select count(*) from pg_stat_activity"
+        " where application_name = 'baton isolated' and datname = current_database()"
+    )
     async with asyncio.timeout(20):
         while not await sql.fetchval(children):
             await asyncio.sleep(0.02)
