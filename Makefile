@@ -6,6 +6,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	{ echo $$python; break; }; done)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+PYTEST := $(BIN)/pytest -n auto # ARGS="-n 0" runs all tests in one process, as plain pytest does
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo run test chaos check fix lock
@@ -31,7 +32,7 @@ run: install ## API and worker on http://127.0.0.1:8000, PostgreSQL included
 	$(BIN)/baton run
 
 test: install ## Tests; ARGS="-k embedded -x" goes to pytest
-	$(BIN)/pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 chaos: install ## Break it in every way (15 minutes); ARGS="--only 6,16" picks
 	$(BIN)/python -m tests.chaos $(ARGS)
@@ -40,7 +41,7 @@ check: install ## What CI checks: format, lint, types, tests
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy app tasks tests $(wildcard bench/*.py)
-	$(BIN)/pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 fix: install ## Format, and repair what lint can repair
 	$(BIN)/ruff check --fix --quiet .

@@ -2,16 +2,20 @@
 
 The cluster is the embedded one, or the server of TEST_DATABASE_URL. The schema is applied once, to
 a template; each test gets a copy, so no test sees another's rows and none has to clean up.
+
+`make test` spreads the tests over processes (pytest-xdist), of which each has a cluster of its own.
+Plain `pytest` runs them in one.
 """
 
 import asyncio
 import os
 import secrets
+import shutil
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,7 @@ import asyncpg
 import httpx
 import pytest
 import uvicorn
+from starlette.applications import Starlette
 
 from app import embedded
 from app.db import Database, migrate, open_database
@@ -33,11 +38,47 @@ from tasks.providers import Extractive, Provider
 from tasks.worker import TicketWorker, make_worker
 
 TEMPLATE = f"baton_template_{os.getpid()}"
+MEMORY = Path("/dev/shm")  # where Linux keeps files in memory
+MEMORY_BYTES = 4 << 30  # what all clusters of a run need, with much to spare
+TOGETHER = ("test_chaos", "test_cli", "test_plans")  # their tests share what takes long to make
+PROCESSES = 4  # at most; each has its cluster, of 100 MB
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: the tests that take longest mostly wait."""
+    return min((os.cpu_count() or 1) + 1, PROCESSES)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Hands out the files of `TOGETHER` as a whole, and first; then one test at a time."""
+    from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
+
+    class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = Path(nodeid.partition("::")[0])
+            return file.stem if file.stem in TOGETHER else nodeid
+
+    return Scheduling(config, log)
 
 
 def with_database(dsn: str, name: str) -> str:
     """The same server, another database."""
     return urlunsplit(urlsplit(dsn)._replace(path=f"/{name}"))
+
+
+@contextmanager
+def new_folder(prefix: str) -> Iterator[Path]:
+    """A folder for a server's data, in memory if there is room: on a disk, writing the files of new
+    databases takes longer than all tests.
+
+    Not under pytest's own temporary path: that closes to the server's account when a second run
+    begins, and the server would panic.
+    """
+    roomy = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > MEMORY_BYTES
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=MEMORY if roomy else None) as path:
+        yield Path(path).resolve()
 
 
 @pytest.fixture(scope="session")
@@ -47,10 +88,8 @@ def cluster() -> Iterator[str]:
     if given:
         yield given
         return
-    # Not under pytest's own temporary path: that closes to the server's account when a second run
-    # begins, and the server would panic.
-    with tempfile.TemporaryDirectory(prefix="baton-cluster-") as path:
-        server = EmbeddedPostgres(Path(path))
+    with new_folder("baton-cluster-") as folder:
+        server = EmbeddedPostgres(folder)
         with pytest.MonkeyPatch.context() as patch:  # these data need not survive the machine
             for name in ("fsync", "full_page_writes"):
                 patch.setitem(embedded.SETTINGS, name, "off")
@@ -98,7 +137,7 @@ async def _new_database(
 ) -> AsyncIterator[str]:
     name = f"baton_test_{secrets.token_hex(6)}"
     connection = await asyncpg.connect(cluster)
-    await connection.execute(f"create database {name} template {template} strategy wal_log")
+    await connection.execute(f"create database {name} template {template} strategy file_copy")
     await connection.close()
     yield with_database(cluster, name)
     janitor.submit(asyncio.run, _execute(cluster, f"drop database {name} with (force)"))
@@ -168,6 +207,48 @@ def loopback() -> socket.socket:
     return listener
 
 
+class PromptServer(uvicorn.Server):
+    """uvicorn without its pauses of 0.1 s: until it sees that it has to stop, and while it does."""
+
+    async def main_loop(self) -> None:
+        """Tick until `stop`."""
+        self._ticking = asyncio.create_task(super().main_loop())
+        await asyncio.wait([self._ticking])
+
+    def stop(self) -> None:
+        """Begin the shutdown, once it has started."""
+        self._ticking.cancel()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """The same steps: no new connections, the old ones to their end, then the app's own."""
+        for server in self.servers:
+            server.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        while self.server_state.connections or self.server_state.tasks:
+            await asyncio.sleep(0.001)
+        await self.lifespan.shutdown()
+
+
+@asynccontextmanager
+async def served(app: Starlette, **options: Any) -> AsyncIterator[str]:
+    """Serves an app on a port of loopback; its URL."""
+    listener = loopback()
+    server = PromptServer(
+        uvicorn.Config(app, http="httptools", log_config=None, access_log=False, **options)
+    )
+    running = asyncio.create_task(server.serve(sockets=[listener]))
+    while not (server.started or running.done()):
+        await asyncio.sleep(0.001)
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        if not running.done():
+            server.stop()
+        await running
+        listener.close()
+
+
 @pytest.fixture
 def limits() -> Limits:
     """What `base_url` admits: everything, unless a test says otherwise."""
@@ -177,18 +258,8 @@ def limits() -> Limits:
 @pytest.fixture
 async def base_url(dsn: str, limits: Limits) -> AsyncIterator[str]:
     """The API, listening on a port of loopback, on the test's database."""
-    listener = loopback()
-    app = create_app(Settings(database_url=dsn, limits=limits))
-    server = uvicorn.Server(
-        uvicorn.Config(app, http="httptools", log_config=None, access_log=False)
-    )
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        await serving
-        listener.close()
+    async with served(create_app(Settings(database_url=dsn, limits=limits))) as url:
+        yield url
 
 
 @pytest.fixture

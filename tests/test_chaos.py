@@ -5,12 +5,11 @@ waiting for a lease to expire, and together they take as long as the longest.
 """
 
 from collections.abc import Iterator
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 from chaos.lab import Result
 from chaos.runner import run, selected
+from conftest import new_folder
 
 SHORT = selected(None, short=True)
 
@@ -20,9 +19,7 @@ pytestmark = pytest.mark.timeout(150)  # the first test waits for all of them
 @pytest.fixture(scope="module")
 def results() -> Iterator[dict[str, Result]]:
     """What became of the scenarios, by id."""
-    # Not under pytest's own temporary path: the server's account could not pass.
-    with TemporaryDirectory(prefix="baton-chaos-") as path:
-        folder = Path(path).resolve()
+    with new_folder("baton-chaos-") as folder:
         folder.chmod(0o711)
         yield {result.scenario.id: result for result in run(SHORT, folder, lanes=len(SHORT))}
 

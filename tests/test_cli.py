@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from conftest import new_folder
 
 ROOT = Path(__file__).parent.parent
 KEY = re.compile(r"fr_[A-Za-z0-9_-]{43}")
@@ -109,15 +110,21 @@ def stop(running: Running) -> int:
     return running.process.wait(50)
 
 
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A place where servers can live."""
+    with new_folder("test-cli-") as folder:
+        yield folder
+
+
 @pytest.fixture(scope="module")
-def running(
-    tmp_path_factory: pytest.TempPathFactory, unused_port: Callable[[], int]
-) -> Iterator[Running]:
+def running(unused_port: Callable[[], int]) -> Iterator[Running]:
     """One installation for the tests that only use it."""
-    started = start(tmp_path_factory.mktemp("cli") / "data", unused_port())
-    until(started.ready)
-    yield started
-    assert stop(started) == 0
+    with new_folder("test-cli-") as folder:
+        started = start(folder / "data", unused_port())
+        until(started.ready)
+        yield started
+        assert stop(started) == 0
 
 
 @pytest.fixture(scope="module")

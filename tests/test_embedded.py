@@ -2,17 +2,16 @@
 
 import asyncio
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import asyncpg
 import pytest
+from conftest import new_folder
 
 from app import embedded
 from app.embedded import EmbeddedPostgres, EmbeddedUnavailable, program, running_dsn
@@ -22,11 +21,8 @@ Make = Callable[[Path], EmbeddedPostgres]
 
 @pytest.fixture
 def tmp_path() -> Iterator[Path]:
-    """Not pytest's own: it lies below a directory that every pytest session closes to others when
-    it starts, and for root the server is one of the others."""
-    path = Path(tempfile.mkdtemp(prefix="test-embedded-"))
-    yield path
-    shutil.rmtree(path)
+    with new_folder("test-embedded-") as folder:
+        yield folder
 
 
 @pytest.fixture

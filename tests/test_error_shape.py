@@ -2,8 +2,11 @@
 
 import asyncio
 import contextlib
+<<<<<<< HEAD
 import re
 import socket
+=======
+>>>>>>> 86cf444 (Run the tests in several processes, on clusters in memory)
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -13,8 +16,7 @@ from urllib.parse import parse_qs, unquote, urlsplit, urlunsplit
 import asyncpg
 import orjson
 import pytest
-import uvicorn
-from conftest import Caller, loopback
+from conftest import Caller, loopback, served
 from starlette.applications import Starlette
 
 from app import db, openapi, wire
@@ -124,6 +126,7 @@ class Gate:
         self._clients: set[asyncio.StreamWriter] = set()
         self._servers: set[asyncio.StreamWriter] = set()
         self._silent = asyncio.Event()
+        self._shut = False
         self._server: asyncio.Server | None = None
 
     async def open(self) -> None:
@@ -133,6 +136,7 @@ class Gate:
     def shut(self) -> None:
         """Refuse new connections and cut those that are there, like a server that was killed."""
         assert self._server
+        self._shut = True
         self._server.close()
         for writer in self._clients | self._servers:
             writer.transport.abort()
@@ -154,6 +158,9 @@ class Gate:
             back, forth = await asyncio.open_connection(self._host, self._port)
         self._clients.add(writer)
         self._servers.add(forth)
+        if self._shut:  # while the way to the server was being opened
+            writer.transport.abort()
+            forth.transport.abort()
         with contextlib.suppress(OSError):
             await asyncio.gather(self._pump(reader, forth), self._pump(back, writer))
         self._clients.discard(writer)
@@ -171,21 +178,8 @@ class Gate:
 async def serving(dsn: str, limits: Limits = NO_LIMITS) -> AsyncIterator[tuple[str, Starlette]]:
     """An API of one's own, whose insides the test can reach."""
     app = create_app(Settings(database_url=dsn, limits=limits))
-    # Named, the protocol lets asyncio turn off Nagle's algorithm, which costs 40 ms a request.
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(
-        uvicorn.Config(app, http="httptools", log_config=None, access_log=False)
-    )
-    running = asyncio.create_task(server.serve(sockets=[listener]))
-    while not (server.started or running.done()):
-        await asyncio.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}", app
-    finally:
-        server.should_exit = True
-        await running
-        listener.close()
+    async with served(app) as url:
+        yield url, app
 
 
 async def test_without_a_key_every_operation_answers_401(base_url: str, caller: Caller) -> None:

@@ -2,14 +2,13 @@
 
 import asyncio
 import logging
-import socket
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 
 import orjson
 import pytest
-import uvicorn
+from conftest import served
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -204,19 +203,10 @@ async def server() -> AsyncIterator[Wire]:
         finally:
             made.finished.set()
 
-    # Named, the protocol lets asyncio turn off Nagle's algorithm, which costs 40 ms a request.
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.bind(("127.0.0.1", 0))
     app = Starlette(routes=[Route("/", echo, methods=["POST"])], middleware=[Middleware(Edge)])
-    running = uvicorn.Server(
-        uvicorn.Config(app, http="httptools", log_config=None, access_log=False, lifespan="off")
-    )
-    serving = asyncio.create_task(running.serve(sockets=[listener]))
-    made = Wire(listener.getsockname()[1])
-    yield made
-    running.should_exit = True
-    await serving
-    listener.close()
+    async with served(app, lifespan="off") as url:
+        made = Wire(int(url.rpartition(":")[2]))
+        yield made
 
 
 def head(*lines: str, content_type: str = "application/json") -> bytes:
