@@ -2,11 +2,7 @@
 
 import asyncio
 import contextlib
-<<<<<<< HEAD
 import re
-import socket
-=======
->>>>>>> 86cf444 (Run the tests in several processes, on clusters in memory)
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
