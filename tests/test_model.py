@@ -82,6 +82,7 @@ class Model:
     finished: dict[Any, str] = field(default_factory=dict)  # how, by token, as answered
     fenced: set[Any] = field(default_factory=set)  # tokens that were refused at first
     wrong: list[str] = field(default_factory=list)
+    calm: bool = False  # nothing is disturbed any more
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[asyncpg.Connection]:
@@ -236,7 +237,7 @@ class Model:
     async def disturb(self) -> None:
         """Tickets are duplicated, for jobs that wait, run or have ended, and deleted."""
         async with self.connection() as connection:
-            while True:
+            while not self.calm:
                 await asyncio.sleep(0.01)
                 await self.tick(connection)
                 if self.rng.random() < 0.6:
@@ -316,7 +317,8 @@ async def run(model: Model, sql: asyncpg.Connection) -> None:
         await minding
         while await model.left(sql, tickets=False):
             await asyncio.sleep(0.05)
-        disturbing.cancel()
+        model.calm = True
+        await disturbing  # not cancelled: its last ticket would be stored after the last look
         while await model.left(sql, tickets=True):
             await asyncio.sleep(0.05)
 
