@@ -681,7 +681,7 @@ begin
     baton_now(),
     jsonb_build_object(
       'status', new.status, 'attempt', new.attempt, 'outcome', new.outcome,
-      'error_code', new.error_code, 'error', new.error));
+      'error_code', new.error_code, 'error', new.error, 'progress', new.progress));
   return null;
 end
 $$;

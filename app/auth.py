@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 from starlette.requests import Request
 
-from app.errors import Unauthorized
+from app.errors import ApiError, Gone, Unauthorized
 from app.limits import Policy, admit
-from app.wire import known_id
+from app.wire import known_id, not_found
 
 _BEARER = re.compile(r"(?i:bearer) +(fr_[A-Za-z0-9_-]{43})", re.ASCII)
 
@@ -42,3 +42,10 @@ async def visible_project(request: Request, project_id: str) -> str:
     known_id(project_id, "project_id")
     await request.app.state.database.value("assert_project", request.state.user_id, project_id)
     return project_id
+
+
+async def missing_job(request: Request, job_id: str) -> ApiError:
+    """What to raise for a job that is not there: `Gone` if the caller could see it once."""
+    if await request.app.state.database.value("is_deleted", request.state.user_id, job_id):
+        return Gone("This job has been deleted.")
+    return not_found("job_id")

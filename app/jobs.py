@@ -6,6 +6,7 @@ stored the job and its ticket, and what a client reads is always the row, never 
 
 import base64
 import hashlib
+import logging
 import math
 import re
 import time
@@ -18,9 +19,9 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.auth import visible_project
-from app.db import Database
-from app.errors import Gone, InvalidRequest
+from app.auth import missing_job, visible_project
+from app.db import Database, DatabaseError
+from app.errors import ApiError, InvalidRequest
 from app.schemas import (
     ArchitectureRequest,
     ArtifactRequest,
@@ -31,7 +32,10 @@ from app.schemas import (
     ReleaseNotesRequest,
     ScopedRequest,
 )
-from app.wire import decode, is_id, json_response, known_id, not_found, path_id, query
+from app.waits import Preferred, preferred, read_when
+from app.wire import decode, is_id, json_response, known_id, path_id, query
+
+log = logging.getLogger("baton.api")
 
 # Milliseconds that a client is told to wait between polls. SDKs refuse what is much longer.
 POLL_AFTER = (1_000, 15_000)
@@ -156,26 +160,49 @@ async def retry_job(request: Request) -> Response:
 
 
 async def _accepted(request: Request, row: asyncpg.Record) -> Response:
-    """The 202, for a job that is new or that the same request has made before."""
+    """The 202, for a job that is new or that the same request has made before; or with
+    `Prefer: wait` a 200, when the job has ended by then."""
     request.app.state.bell.ring()
-    job = await _shown(request, row)
+    wish = preferred(request)
+    read = await _read_ended(request, row["id"], wish)
+    job = await _shown(request, read.row if read else row)
     headers = {
         **_headers(job),
+        **wish.applied(waited=read is not None, asynchronous=not (read and read.row["done"])),
         "Operation-Location": str(request.base_url).rstrip("/") + job.fields["urls"]["self"],
     }
     if row["replayed"]:
         headers["Idempotent-Replayed"] = "true"
-    return json_response(
-        {
-            "jobId": job.fields["id"],
-            "status": job.fields["status"],
-            "job": job.fields,
-            "urls": job.fields["urls"],
-            "deduplicated": row.get("deduplicated", False),
-        },
-        status=202,
-        headers=headers,
-    )
+    answer = {
+        "jobId": job.fields["id"],
+        "status": job.fields["status"],
+        "job": job.fields,
+        "urls": job.fields["urls"],
+        "deduplicated": row.get("deduplicated", False),
+    }
+    if not (read and read.row["done"]):
+        return json_response(answer, status=202, headers=headers)
+    answer["result"] = dict(read.result) if read.result else None
+    return json_response(answer, headers={**headers, "ETag": read.etag})
+
+
+async def _read_ended(request: Request, job_id: str, wish: Preferred) -> "_Read | None":
+    """The job as it is when the client has waited as long as it would. None without a wait, and
+    also when that fails: the job is stored, and an error would make the client ask for another."""
+    if not wish.wait:
+        return None
+    try:
+        return await read_when(
+            request,
+            [job_id],
+            wish.wait,
+            read=lambda: _read(request, job_id),
+            unmet=lambda read: read.unfinished,
+            ended=True,
+        )
+    except (ApiError, DatabaseError) as error:
+        log.warning("not waited", extra={"job_id": job_id, "cause": str(error)})
+        return None
 
 
 def _idempotency_key(request: Request) -> str | None:
@@ -207,25 +234,63 @@ _SCOPE_FIELDS = {"project_id", "sources", "source", "filters", "until", "job"}
 # --- Reading -------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A job, and its artifact if there is one."""
+
+    row: asyncpg.Record
+    result: asyncpg.Record | None
+
+    @property
+    def etag(self) -> str:
+        """What changes when the answer does."""
+        return _etag(self.row, self.result)
+
+    @property
+    def unfinished(self) -> dict[str, int]:
+        """The rev of the job; empty when it has ended."""
+        return {} if self.row["done"] else {self.row["id"]: self.row["rev"]}
+
+
 async def read_job(request: Request) -> Response:
-    """A job, with its artifact once it is completed."""
+    """A job, with its artifact once it is completed.
+
+    `Prefer: wait` answers when it has ended, or with `If-None-Match` when it has changed.
+    """
+    job_id, seen = path_id(request, "job_id"), _etags(request)
+    wish = preferred(request)
+
+    def unmet(read: _Read) -> dict[str, int]:
+        return {} if seen and read.etag not in seen else read.unfinished
+
+    read = await read_when(
+        request,
+        [job_id],
+        wish.wait,
+        read=lambda: _read(request, job_id),
+        unmet=unmet,
+        ended=not seen,
+    )
+    job = await _shown(request, read.row)
+    headers = {**_headers(job), **wish.applied(), "ETag": read.etag}
+    if read.etag in seen:
+        return Response(status_code=304, headers=headers)
+    return json_response(
+        {"job": job.fields, "result": dict(read.result) if read.result else None}, headers=headers
+    )
+
+
+async def _read(request: Request, job_id: str) -> _Read:
     database: Database = request.app.state.database
-    user_id, job_id = request.state.user_id, path_id(request, "job_id")
+    user_id = request.state.user_id
     row = await database.row("read_job", user_id, job_id)
     if row is None:
-        raise await _missing(database, user_id, job_id)
+        raise await missing_job(request, job_id)
     result = None
     if row["result_kind"] is not None:
         name = "read_handoff" if row["result_kind"] == "handoff" else "read_insight"
         result = await database.row(name, user_id, row["result_id"])
-    job = await _shown(request, row)
-    etag = _etag(row, result)
-    headers = {**_headers(job), "ETag": etag}
-    if etag in _etags(request):
-        return Response(status_code=304, headers=headers)
-    return json_response(
-        {"job": job.fields, "result": dict(result) if result else None}, headers=headers
-    )
+    return _Read(row, result)
 
 
 async def list_jobs(request: Request) -> Response:
@@ -263,27 +328,43 @@ async def list_jobs(request: Request) -> Response:
 
 
 async def _list_some(request: Request, ids: str) -> Response:
-    """The jobs of `ids` in that order; what is not visible is left out."""
+    """The jobs of `ids` in that order; what is not visible is left out. `Prefer: wait` answers when
+    one of them has ended or changes, or with `If-None-Match` when one has changed since."""
     wanted = list(dict.fromkeys(filter(None, ids.split(","))))
     if not 1 <= len(wanted) <= IDS_MAX:
         raise InvalidRequest(f"ids: must be 1 to {IDS_MAX} job ids with commas between them.")
-    rows = await request.app.state.database.rows(
-        "read_jobs", request.state.user_id, [id for id in wanted if is_id(id)]
-    )
-    found = {row["id"]: row for row in rows}
-    ordered = [found[id] for id in wanted if id in found]
-    jobs = [await _shown(request, row) for row in ordered]
-    digest = hashlib.sha256("".join(row["id"] + _etag(row, None) for row in ordered).encode())
-    etag = f'"{digest.hexdigest()[:32]}"'
-    headers = {"ETag": etag, "Cache-Control": "no-store", "Vary": VARY}
+    known, seen = [id for id in wanted if is_id(id)], _etags(request)
+    wish = preferred(request)
+    first: str | None = None  # the state that the wait began with
+
+    async def read() -> list[asyncpg.Record]:
+        rows = await request.app.state.database.rows("read_jobs", request.state.user_id, known)
+        return sorted(rows, key=lambda row: known.index(row["id"]))
+
+    def unmet(rows: list[asyncpg.Record]) -> dict[str, int]:
+        nonlocal first
+        etag = _etag_of_all(rows)
+        if first is None and (etag in seen or not (seen or any(row["done"] for row in rows))):
+            first = etag
+        return {row["id"]: row["rev"] for row in rows if not row["done"]} if etag == first else {}
+
+    rows = await read_when(request, known, wish.wait, read=read, unmet=unmet, ended=False)
+    jobs = [await _shown(request, row) for row in rows]
+    etag = _etag_of_all(rows)
+    headers = {"ETag": etag, "Cache-Control": "no-store", "Vary": VARY, **wish.applied()}
     waits = [job.poll_after for job in jobs if job.poll_after]
     if waits:
         headers |= _retry_after(min(waits))
-    if etag in _etags(request):
+    if etag in seen:
         return Response(status_code=304, headers=headers)
     return json_response(
         {"jobs": [job.fields for job in jobs], "next_cursor": None}, headers=headers
     )
+
+
+def _etag_of_all(rows: list[asyncpg.Record]) -> str:
+    digest = hashlib.sha256("".join(row["id"] + _etag(row, None) for row in rows).encode())
+    return f'"{digest.hexdigest()[:32]}"'
 
 
 def _metadata(request: Request) -> dict[str, str] | None:
@@ -312,12 +393,6 @@ def _position(cursor: str) -> tuple[datetime, str]:
         return datetime.fromisoformat(created_at), id
     except ValueError:
         raise InvalidRequest("cursor: must be the next_cursor of an earlier answer.") from None
-
-
-async def _missing(database: Database, user_id: str, job_id: str) -> Exception:
-    if await database.value("is_deleted", user_id, job_id):
-        return Gone("This job has been deleted.")
-    return not_found("job_id")
 
 
 # --- Ending --------------------------------------------------------------------------------
@@ -430,7 +505,7 @@ def _etag(row: asyncpg.Record, result: asyncpg.Record | None) -> str:
 def _etags(request: Request) -> set[str]:
     """What the client has already."""
     given = ",".join(request.headers.getlist("if-none-match"))
-    return {tag.strip().removeprefix("W/") for tag in given.split(",")}
+    return {tag.strip().removeprefix("W/") for tag in given.split(",")} - {""}
 
 
 def _headers(job: Shown) -> dict[str, str]:

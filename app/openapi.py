@@ -246,6 +246,7 @@ EXAMPLES: dict[type[BaseModel], Any] = {
                     "outcome": None,
                     "error": None,
                     "error_code": None,
+                    "progress": None,
                 },
             }
         ],

@@ -503,9 +503,10 @@ class JobSnapshot(Shape):
 
     status: JobStatus
     attempt: int
-    outcome: Literal["succeeded", "failed", "cancelled", "timed_out", "expired"] | None
+    outcome: Outcome | None
     error: str | None
     error_code: ErrorCode | None
+    progress: Progress | None
 
 
 class JobEvent(Shape):

@@ -16,11 +16,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from app.auth import missing_job
 from app.db import DatabaseError
 from app.errors import ApiError, InvalidRequest
+from app.limits import wait_slot
 from app.schemas import JobEventsQuery
 from app.waits import Hub
-from app.wire import json_response, not_found, path_id, query, render
+from app.wire import json_response, path_id, query, render
 
 PAGE = 500  # events that are read at once
 KEEP_ALIVE = 15.0  # seconds of silence after which a comment keeps proxies from hanging up
@@ -58,8 +60,8 @@ class _EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the head, then chunk by chunk."""
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-        await send(start)
-        async with aclosing(self._chunks()) as chunks:
+        async with wait_slot(self._request), aclosing(self._chunks()) as chunks:
+            await send(start)
             async for chunk in chunks:
                 async with asyncio.timeout(SEND_TIMEOUT):
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
@@ -113,7 +115,7 @@ async def _read(request: Request, job_id: str, after: int) -> _Log:
         "read_job_events", request.state.user_id, job_id, after, PAGE
     )
     if not rows:
-        raise not_found("job_id")
+        raise await missing_job(request, job_id)
     events = [
         {"seq": row["seq"], "type": row["type"], "at": row["at"], "data": row["data"]}
         for row in rows

@@ -8,17 +8,21 @@ the registration is found, whatever the read saw, and an answer is always a fres
 import asyncio
 import logging
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TypeVar
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
 
 from app.connector import WAKE_UP, listen
 from app.db import Database, DatabaseError
+from app.limits import wait_slot
 from app.queue import CHANGES
 
 log = logging.getLogger("baton.api")
+T = TypeVar("T")
 
 WAIT_MAX = 25  # seconds; clients that have been around for long give up at 30
 # Seconds between looks at all that is waited for: finds what was changed by hand or announced to
@@ -55,9 +59,19 @@ class Watch:
         self._gone: asyncio.Task[None] | None = None
 
     @property
+    def waiting(self) -> bool:
+        """Has it been registered *and* the job been read?"""
+        return bool(self._seen)
+
+    @property
+    def gone(self) -> bool:
+        """Has the client gone away?"""
+        return self._gone is not None and self._gone.done()
+
+    @property
     def alive(self) -> bool:
         """Is it still worth waiting? Not once the client has gone or the process stops."""
-        return not (self._hub.stopping or (self._gone and self._gone.done()))
+        return not (self._hub.stopping or self.gone)
 
     async def changed(
         self, seen: Mapping[str, int], seconds: float, *, ended: bool = False
@@ -108,19 +122,20 @@ class Hub:
         # Held while a woken request reads its answer: when two thousand wake at once, the pool
         # must still have a connection for a request that comes then.
         self.turn = asyncio.Semaphore(READERS)
+        self.jobs: dict[str, _Job] = {}
         self._database = database
-        self._jobs: dict[str, _Job] = {}
         self._announced: set[str] = set()
         self._wanted = asyncio.Event()
 
     def __len__(self) -> int:
-        """How many requests wait."""
-        return len(set().union(*(job.watches for job in self._jobs.values())))
+        """How many requests wait, having read what they know."""
+        watches = set().union(*(job.watches for job in self.jobs.values()))
+        return sum(watch.waiting for watch in watches)
 
     @contextmanager
     def watching(self, request: Request, job_ids: Collection[str]) -> Iterator[Watch]:
         """Register, so that no change is missed from here on; then read, then `Watch.changed`."""
-        jobs = {job_id: self._jobs.setdefault(job_id, _Job()) for job_id in job_ids}
+        jobs = {job_id: self.jobs.setdefault(job_id, _Job()) for job_id in job_ids}
         watch = Watch(self, request, jobs)
         for job in jobs.values():
             job.watches.add(watch)
@@ -131,12 +146,12 @@ class Hub:
             for job_id, job in jobs.items():
                 job.watches.remove(watch)
                 if not job.watches:
-                    del self._jobs[job_id]
+                    del self.jobs[job_id]
 
     def stop(self) -> None:
         """The process is to stop: whoever waits is answered now, and nobody waits any more."""
         self.stopping = True
-        self._wake(self._jobs.values())
+        self._wake(self.jobs.values())
 
     async def run(self) -> None:
         """Listen and look, for ever."""
@@ -146,8 +161,8 @@ class Hub:
 
     async def _heard(self, *, channel: str, payload: str) -> None:
         # After a reconnection nobody knows what was announced meanwhile.
-        announced = self._jobs if payload == WAKE_UP else payload.split(" ")
-        if hits := self._jobs.keys() & announced:
+        announced = self.jobs if payload == WAKE_UP else payload.split(" ")
+        if hits := self.jobs.keys() & announced:
             self._announced |= hits
             self._wanted.set()
 
@@ -161,7 +176,7 @@ class Hub:
             self._wanted.clear()
             if loop.time() >= next_of_all:
                 next_of_all = loop.time() + LOOK_EVERY
-                self._announced.update(self._jobs)
+                self._announced.update(self.jobs)
             announced, self._announced = self._announced, set()
             try:
                 await self._look(announced)
@@ -170,7 +185,7 @@ class Hub:
 
     async def _look(self, announced: Iterable[str]) -> None:
         """Read these jobs in one statement, however many there are, and wake whom it concerns."""
-        known = {job_id: self._jobs[job_id] for job_id in announced if job_id in self._jobs}
+        known = {job_id: self.jobs[job_id] for job_id in announced if job_id in self.jobs}
         if not known:
             return
         revs = [job.rev for job in known.values()]
@@ -186,6 +201,46 @@ class Hub:
         for job in jobs:
             for watch in job.watches:
                 watch.look()
+
+
+async def read_when(
+    request: Request,
+    job_ids: Collection[str],
+    seconds: int | None,
+    *,
+    read: Callable[[], Awaitable[T]],
+    unmet: Callable[[T], Mapping[str, int]],
+    ended: bool,
+) -> T:
+    """What `read` answers, as soon as it is what the client waits for or the time is over.
+
+    Args:
+        seconds: None or 0: read once, whatever it is.
+        unmet: of an answer, the revs of the jobs that should change; empty when it will do.
+        ended: only the end of a job is a change.
+
+    Raises:
+        TooManyWaits: it would have to wait, and the caller has no slot left for that.
+    """
+    if not seconds:
+        return await read()
+    hub: Hub = request.app.state.hub
+    clock = asyncio.get_running_loop().time
+    until = clock() + seconds
+    with hub.watching(request, job_ids) as watch:
+        answer = await read()
+        if not (seen := unmet(answer)):
+            return answer
+        async with wait_slot(request):
+            woken = True
+            while woken and seen:
+                woken = await watch.changed(seen, until - clock(), ended=ended)
+                if watch.gone:
+                    break  # nobody will read it
+                async with hub.turn:
+                    answer = await read()
+                seen = unmet(answer)
+        return answer
 
 
 async def _disconnected(request: Request) -> None:
@@ -218,9 +273,28 @@ def preferences(headers: Headers) -> dict[str, str]:
     return found
 
 
-def seconds_to_wait(preferred: Mapping[str, str]) -> int | None:
-    """The `wait` that is granted, at most `WAIT_MAX`; None when none was asked for."""
-    value = preferred.get("wait", "")
+@dataclass(frozen=True, slots=True)
+class Preferred:
+    """What a client would like of a request about jobs."""
+
+    wait: int | None  # seconds, at most WAIT_MAX; None: the client does not want to wait
+    respond_async: bool
+
+    def applied(self, *, waited: bool = True, asynchronous: bool = False) -> dict[str, str]:
+        """The header that says which of it was done."""
+        met = ["respond-async"] if self.respond_async and asynchronous else []
+        if self.wait is not None and waited:
+            met.append(f"wait={self.wait}")
+        return {"Preference-Applied": ", ".join(met)} if met else {}
+
+
+def preferred(request: Request) -> Preferred:
+    """What the client would like; what cannot be read or met is left out."""
+    given = preferences(request.headers)
+    return Preferred(_seconds(given.get("wait", "")), "respond-async" in given)
+
+
+def _seconds(value: str) -> int | None:
     if not re.fullmatch("[0-9]+", value, re.ASCII):
         return None
     significant = value.lstrip("0")

@@ -256,9 +256,15 @@ def limits() -> Limits:
 
 
 @pytest.fixture
-async def base_url(dsn: str, limits: Limits) -> AsyncIterator[str]:
-    """The API, listening on a port of loopback, on the test's database."""
-    async with served(create_app(Settings(database_url=dsn, limits=limits))) as url:
+async def app(dsn: str, limits: Limits) -> Starlette:
+    """The API on the test's database; `base_url` runs it."""
+    return create_app(Settings(database_url=dsn, limits=limits))
+
+
+@pytest.fixture
+async def base_url(app: Starlette) -> AsyncIterator[str]:
+    """The API, listening on a port of loopback."""
+    async with served(app) as url:
         yield url
 
 

@@ -115,6 +115,7 @@ async def test_the_log_tells_the_course_of_a_job_from_the_first_to_the_last_chan
         "outcome": "succeeded",
         "error": None,
         "error_code": None,
+        "progress": None,
     }
     assert last["at"] == (await caller.job(job_id))["job"]["updated_at"]
 

@@ -2,19 +2,24 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import asyncpg
+import httpx
 import pytest
 from conftest import Caller
+from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.requests import Request
 
 from app import waits
 from app.background import background
 from app.db import Database
+from app.main import POOL_SIZE
 from app.queue import Bell
-from app.waits import Hub, preferences, seconds_to_wait
+from app.settings import NO_LIMITS
+from app.waits import Hub, preferences, preferred
 
 LONG = 20.0  # seconds; a wait that nothing ends would fail its test
 
@@ -78,6 +83,37 @@ async def finish(sql: asyncpg.Connection, job_id: str) -> None:
 async def touch(sql: asyncpg.Connection, job_id: str) -> None:
     """A change that is not the end."""
     await sql.execute("update jobs set rev = rev + 1 where id = $1", job_id)
+
+
+@pytest.fixture
+async def hub_of_api(caller: Caller, app: Starlette) -> Hub:
+    """What the API of this test waits with."""
+    await caller.http.get("/projects")  # it has started
+    hub: Hub = app.state.hub
+    return hub
+
+
+async def waiting_in(hub: Hub, count: int) -> None:
+    """Return when so many requests wait."""
+    async with asyncio.timeout(10):
+        while len(hub) != count:
+            await asyncio.sleep(0.005)
+
+
+async def wait(caller: Caller, path: str, seconds: float, etag: str = "") -> httpx.Response:
+    """A read that waits."""
+    headers = {"Prefer": f"wait={seconds:.0f}", **({"If-None-Match": etag} if etag else {})}
+    return await caller.http.get(path, headers=headers, timeout=LONG)
+
+
+async def ask(caller: Caller, prefer: str) -> httpx.Response:
+    """A request for a handoff."""
+    return await caller.http.post(
+        "/handoffs",
+        json={"project_id": caller.project_id},
+        headers={"Prefer": prefer},
+        timeout=LONG,
+    )
 
 
 # --- What wakes -----------------------------------------------------------------------------
@@ -207,6 +243,7 @@ async def test_a_wait_ends_when_the_client_goes_away_and_nothing_of_it_is_left(
         assert not watch.alive
         assert len(hub) == 1
     assert len(hub) == 0
+    assert hub.jobs == {}
 
 
 async def test_a_wait_ends_when_the_process_stops_and_no_new_one_begins(
@@ -219,6 +256,229 @@ async def test_a_wait_ends_when_the_process_stops_and_no_new_one_begins(
         hub.stop()
         assert not await waiting
         assert not await watch.changed({job_id: 1}, LONG)
+
+
+# --- Over HTTP ------------------------------------------------------------------------------
+
+
+async def test_a_read_that_waits_answers_when_the_job_has_ended(
+    caller: Caller, drain: Callable[..., Awaitable[None]]
+) -> None:
+    await caller.ingest({"title": "feat: a cache"})
+    job_id = await caller.submit()
+    reading = asyncio.create_task(wait(caller, f"/jobs/{job_id}", LONG))
+    await drain()
+    response = await reading
+    assert response.status_code == 200
+    assert response.json()["job"]["status"] == "completed"
+    assert response.json() == await caller.job(job_id)
+    assert response.headers["preference-applied"] == "wait=20"
+    assert response.headers["vary"] == "Prefer, Authorization"
+    assert "retry-after" not in response.headers
+
+
+async def test_a_request_that_waits_answers_200_with_the_artifact(
+    hub_of_api: Hub, caller: Caller, drain: Callable[..., Awaitable[None]]
+) -> None:
+    await caller.ingest({"title": "feat: a cache"})
+    asking = asyncio.create_task(ask(caller, "wait=20"))
+    await waiting_in(hub_of_api, 1)
+    await drain()
+    response = await asking
+    answer = response.json()
+    assert (response.status_code, answer["status"]) == (200, "completed")
+    assert answer["job"]["id"] == answer["jobId"]
+    ended = await caller.job(answer["jobId"])
+    assert {"job": answer["job"], "result": answer["result"]} == ended
+    assert answer["urls"] == ended["job"]["urls"]
+    assert response.headers["preference-applied"] == "wait=20"
+
+
+async def test_a_request_whose_job_takes_longer_than_the_wait_is_answered_202(
+    caller: Caller,
+) -> None:
+    told = {
+        "wait=1": "wait=1",
+        "respond-async, wait=1": "respond-async, wait=1",
+        "respond-async": "respond-async",
+        "wait=soon": None,
+        "return=minimal": None,
+    }
+    answers = await asyncio.gather(*(ask(caller, prefer) for prefer in told))
+    for response, applied in zip(answers, told.values(), strict=True):
+        assert (response.status_code, response.json()["status"]) == (202, "pending")
+        assert "result" not in response.json()
+        assert response.headers.get("preference-applied") == applied
+        assert response.headers["vary"] == "Prefer, Authorization"
+
+
+async def test_with_an_etag_a_wait_ends_at_any_change_and_without_one_at_the_end(
+    hub_of_api: Hub, caller: Caller, sql: asyncpg.Connection, bell: Bell
+) -> None:
+    job_id = await caller.submit()
+    path = f"/jobs/{job_id}"
+    first = await caller.http.get(path)
+    step = asyncio.create_task(wait(caller, path, LONG, first.headers["etag"]))
+    last = asyncio.create_task(wait(caller, path, LONG))
+    await waiting_in(hub_of_api, 2)
+    await touch(sql, job_id)
+    bell.announce(job_id)
+    changed = await step
+    assert (changed.status_code, changed.json()["job"]["status"]) == (200, "pending")
+    assert changed.headers["etag"] != first.headers["etag"]
+    assert not last.done()
+    await finish(sql, job_id)
+    bell.announce(job_id)
+    assert (await last).json()["job"]["status"] == "failed"
+
+
+async def test_304_is_only_for_who_said_what_it_has_and_only_when_nothing_changed(
+    caller: Caller, sql: asyncpg.Connection
+) -> None:
+    job_id = await caller.submit()
+    path = f"/jobs/{job_id}"
+    etag = (await caller.http.get(path)).headers["etag"]
+    unchanged, plain = await asyncio.gather(wait(caller, path, 1, etag), wait(caller, path, 1))
+    assert (unchanged.status_code, unchanged.content) == (304, b"")
+    assert unchanged.headers["etag"] == etag
+    assert unchanged.headers["preference-applied"] == "wait=1"
+    assert plain.status_code == 200
+    assert (await wait(caller, path, LONG, '"another"')).status_code == 200  # at once
+    await finish(sql, job_id)
+    etag = (await caller.http.get(path)).headers["etag"]
+    assert (await wait(caller, path, LONG, etag)).status_code == 304  # at once: it stays so
+
+
+async def test_a_foreign_or_unknown_job_is_not_waited_for(caller: Caller, stranger: Caller) -> None:
+    job_id = await caller.submit()
+    for path in (f"/jobs/{job_id}", "/jobs/019ab3f2-6f2e-7c1a-9d0e-5b7c8a1e2f30", "/jobs/x"):
+        assert (await wait(stranger, path, LONG)).status_code == 404
+    assert (await wait(stranger, f"/jobs?ids={job_id}", LONG)).json()["jobs"] == []
+
+
+async def test_a_job_that_is_deleted_meanwhile_is_gone(
+    hub_of_api: Hub, caller: Caller, sql: asyncpg.Connection, bell: Bell
+) -> None:
+    job_id = await caller.submit()
+    reading = asyncio.create_task(wait(caller, f"/jobs/{job_id}", LONG))
+    await waiting_in(hub_of_api, 1)
+    async with sql.transaction():
+        await finish(sql, job_id)
+        await sql.execute("select delete_job($1, $2)", caller.user_id, job_id)
+    bell.announce(job_id)
+    assert (await reading).status_code == 410
+
+
+async def test_a_wait_for_several_jobs_ends_at_the_first_change(
+    hub_of_api: Hub, caller: Caller, sql: asyncpg.Connection, bell: Bell
+) -> None:
+    ids = [await caller.submit() for _ in range(3)]
+    path = "/jobs?ids=" + ",".join(ids)
+    reading = asyncio.create_task(wait(caller, path, LONG))
+    await waiting_in(hub_of_api, 1)
+    await touch(sql, ids[1])
+    bell.announce(ids[1])
+    changed = await reading
+    assert [job["id"] for job in changed.json()["jobs"]] == ids
+
+    # One who says what it has is told of what happened before it came back.
+    await finish(sql, ids[2])
+    seen = await wait(caller, path, LONG, changed.headers["etag"])
+    assert [job["done"] for job in seen.json()["jobs"]] == [False, False, True]
+    # A job that has ended is news to one who does not say so, and no news to one who does.
+    assert (await wait(caller, path, LONG)).json() == seen.json()
+    reading = asyncio.create_task(wait(caller, path, LONG, seen.headers["etag"]))
+    await waiting_in(hub_of_api, 1)
+    await finish(sql, ids[0])
+    bell.announce(ids[0])
+    assert [job["done"] for job in (await reading).json()["jobs"]] == [True, False, True]
+    assert (await wait(caller, path, 1, (await reading).headers["etag"])).status_code == 304
+
+
+async def test_more_requests_wait_than_the_pool_has_connections_and_others_are_served(
+    hub_of_api: Hub, caller: Caller, sql: asyncpg.Connection, bell: Bell
+) -> None:
+    job_id = await caller.submit()
+    waiting = [
+        asyncio.create_task(wait(caller, f"/jobs/{job_id}", LONG)) for _ in range(POOL_SIZE + 5)
+    ]
+    await waiting_in(hub_of_api, POOL_SIZE + 5)
+    assert (await caller.http.get("/projects")).status_code == 200
+    await finish(sql, job_id)
+    bell.announce(job_id)
+    for response in await asyncio.gather(*waiting):
+        assert response.json()["job"]["status"] == "failed"
+
+
+async def test_a_client_that_goes_away_leaves_nothing_behind(
+    hub_of_api: Hub, caller: Caller
+) -> None:
+    job_id = await caller.submit()
+    gone = [
+        asyncio.create_task(wait(caller, f"/jobs/{job_id}", LONG)),
+        asyncio.create_task(ask(caller, "wait=20")),
+        asyncio.create_task(
+            caller.http.get(f"/jobs/{job_id}/events", headers={"Accept": "text/event-stream"})
+        ),
+    ]
+    await waiting_in(hub_of_api, 3)
+    for task in gone:
+        task.cancel()
+    await waiting_in(hub_of_api, 0)
+    assert hub_of_api.jobs == {}
+
+
+async def test_a_process_that_stops_answers_those_who_wait_with_what_is_so_far(
+    hub_of_api: Hub, caller: Caller
+) -> None:
+    job_id = await caller.submit()
+    etag = (await caller.http.get(f"/jobs/{job_id}")).headers["etag"]
+    waiting = [
+        asyncio.create_task(wait(caller, f"/jobs/{job_id}", LONG)),
+        asyncio.create_task(wait(caller, f"/jobs/{job_id}", LONG, etag)),
+        asyncio.create_task(ask(caller, "wait=20")),
+        asyncio.create_task(
+            caller.http.get(f"/jobs/{job_id}/events", headers={"Accept": "text/event-stream"})
+        ),
+    ]
+    await waiting_in(hub_of_api, 4)
+    hub_of_api.stop()
+    answers = await asyncio.gather(*waiting)
+    assert [answer.status_code for answer in answers] == [200, 304, 202, 200]
+    assert answers[0].json()["job"]["status"] == "pending"
+
+
+# --- Slots ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limits", [replace(NO_LIMITS, waits=1)])
+async def test_who_has_no_slot_left_is_refused_but_a_job_that_was_stored_is_answered(
+    hub_of_api: Hub, caller: Caller, sql: asyncpg.Connection, bell: Bell
+) -> None:
+    job_id = await caller.submit()
+    path = f"/jobs/{job_id}"
+    holding = asyncio.create_task(wait(caller, path, LONG))
+    await waiting_in(hub_of_api, 1)
+    for refused in (
+        await wait(caller, path, LONG),
+        await wait(caller, f"/jobs?ids={job_id}", LONG),
+        await caller.http.get(f"{path}/events", headers={"Accept": "text/event-stream"}),
+    ):
+        assert (refused.status_code, refused.json()["code"]) == (429, "too_many_waits")
+    asked = await ask(caller, "wait=20")
+    assert asked.status_code == 202
+    assert "preference-applied" not in asked.headers
+    # What does not really wait needs no slot.
+    assert (await wait(caller, path, LONG, '"another"')).status_code == 200
+    assert (await wait(caller, path, 0)).status_code == 200
+
+    holding.cancel()  # the client goes away, and its slot is free
+    await waiting_in(hub_of_api, 0)
+    holding = asyncio.create_task(wait(caller, path, LONG))
+    await waiting_in(hub_of_api, 1)
+    await finish(sql, job_id)
+    bell.announce(job_id)
+    assert (await holding).status_code == 200
 
 
 # --- Prefer ---------------------------------------------------------------------------------
@@ -254,8 +514,8 @@ def test_preferences_are_read_as_rfc_7240_says(sent: list[str], understood: dict
     ],
 )
 def test_a_wait_is_a_number_of_seconds_of_at_most_25(value: str, seconds: int | None) -> None:
-    assert seconds_to_wait({"wait": value}) == seconds
-    assert seconds_to_wait({}) is None
+    request = Request({"type": "http", "headers": [(b"prefer", f'wait="{value}"'.encode())]})
+    assert preferred(request).wait == seconds
 
 
 def test_a_hostile_prefer_costs_no_time() -> None:
