@@ -89,7 +89,7 @@ class Outbound:
         except TimeoutError:
             raise Undelivered(f"No answer within {TIMEOUT:.0f} s.") from None
         except httpcore.ProtocolError:
-            raise Undelivered("The answer was not HTTP.") from None
+            raise Undelivered("The answer was not HTTP, or was cut short.") from None
         except (httpcore.NetworkError, httpcore.TimeoutException, OSError) as error:
             raise Undelivered(_why(error)) from None
 

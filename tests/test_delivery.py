@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,11 +13,11 @@ from typing import Any
 
 import asyncpg
 import pytest
+from chaos.receiver import Receiver, answer, receiving
 from conftest import Caller, Workers
-from receiver import Receiver, answer, receiving
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from app.background import background
+from app.background import background, child_environment
 from app.db import Database, open_database
 from tasks import delivery
 from tasks.delivery import SCHEDULE, Deliverer
@@ -166,28 +167,30 @@ async def test_a_completed_job_is_told_to_its_own_url_and_to_whoever_subscribed(
     assert {d["state"] for d in await site.deliveries()} == {"delivered"}
 
 
-@pytest.mark.parametrize(
-    ("how", "code"),
-    [
-        ("fail_job($1, $2, 'no_result', 'Nothing.', '{}')", "no_result"),
-        ("fail_job($1, $2, 'cancelled', 'Cancelled.', '{}')", "cancelled"),
-        ("park_job($1, $2, 1e9, 'generation_failed', 'Busy.', '{}')", "generation_failed"),
-        ("sweep_job($1), $2::uuid", "timeout"),
-    ],
-)
+ENDS = {
+    "no_result": "fail_job($1, $2, 'no_result', 'Nothing.', '{}')",
+    "cancelled": "(cancel_job((select id from users), $1)).changed, $2::uuid",
+    "generation_failed": "park_job($1, $2, 1e9, 'generation_failed', 'Busy.', '{}')",
+    "timeout": "sweep_job($1), $2::uuid",
+}
+
+
 async def test_every_other_end_is_told_as_failed_with_its_code(
-    site: Site, deliverer: Deliverer, receiver: Receiver, how: str, code: str
+    site: Site, deliverer: Deliverer, receiver: Receiver
 ) -> None:
     _, secret = await site.endpoint(receiver.url())
-    job_id, token = await site.job()
-    if code == "timeout":
-        await site.sql.execute("update jobs set deadline_at = now() - interval '1 second'")
-    await site.sql.fetch(f"select {how}", job_id, token)
+    ended = []
+    for code, how in ENDS.items():
+        job_id, token = await site.job()
+        if code == "timeout":
+            late = "update jobs set deadline_at = now() - interval '1 second' where id = $1"
+            await site.sql.execute(late, job_id)
+        await site.sql.fetch(f"select {how}", job_id, token)
+        ended.append(("job.failed", job_id, code))
     await deliverer.drain()
-    [got] = receiver.got
-    body = got.verified(secret)
-    assert (body["type"], body["data"]["job"]["error_code"]) == ("job.failed", code)
-    assert body["data"]["job"]["id"] == job_id
+    bodies = [got.verified(secret) for got in receiver.got]
+    told = [(b["type"], b["data"]["job"]["id"], b["data"]["job"]["error_code"]) for b in bodies]
+    assert sorted(told) == sorted(ended)
 
 
 async def test_a_job_that_is_refused_from_the_start_is_told_as_well(
@@ -336,19 +339,20 @@ async def test_a_forged_or_changed_message_does_not_verify(
         got.verified(secret)
 
 
-@pytest.mark.parametrize("status", [429, 502, 503, 504])
 async def test_a_receiver_that_asks_to_wait_is_given_the_time(
-    site: Site, deliverer: Deliverer, receiver: Receiver, status: int
+    site: Site, deliverer: Deliverer, receiver: Receiver
 ) -> None:
-    receiver.answers = [answer(status, retry_after="120")]
-    await site.endpoint(receiver.url())
-    await site.failed()
+    asking = [429, 502, 503, 504]
+    receiver.answers = [answer(status, retry_after="120") for status in asking]
+    await site.failed(receiver.url())
+    for _ in asking:
+        await deliverer.drain()
+        assert await site.sql.fetchval("update webhook_deliveries set attempt = 0 returning 1")
+        await site.pass_time(115)
+        assert await deliverer.start_due() == 0
+        await site.pass_time(5.5)
     await deliverer.drain()
-    await site.pass_time(115)
-    assert await deliverer.start_due() == 0
-    await site.pass_time(5.5)
-    await deliverer.drain()
-    assert [a["status"] for a in await site.attempts()] == [status, 204]
+    assert [a["status"] for a in await site.attempts()] == [*asking, 204]
 
 
 async def test_a_time_to_wait_is_no_way_to_be_left_alone_for_ever(
@@ -589,6 +593,48 @@ async def test_what_a_dead_worker_had_claimed_is_sent_by_another_when_its_lease_
     await site.sql.fetch(late, lost["id"], lost["leased_until"])
     assert [d["state"] for d in await site.deliveries()] == ["delivered"]
     assert [a["error"] for a in await site.attempts()] == [None, "Late."]
+
+
+async def test_a_message_outlives_kill_9_of_its_worker_and_the_loss_of_all_connections(
+    site: Site, receiver: Receiver, dsn: str
+) -> None:
+    env = child_environment(DATABASE_URL=dsn, BATON_WEBHOOK_ALLOW="127.0.0.0/8", BATON_LOG="json")
+
+    async def start() -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "app", "worker", env=env, stderr=asyncio.subprocess.DEVNULL
+        )
+
+    _, secret = await site.endpoint(receiver.url())
+    await site.failed()
+    receiver.answers = [None, None]
+    first = await start()
+    await receiver.has(1)
+    first.kill()
+    await first.wait()
+    # The lease of the dead one is over for whoever connects from now on.
+    name = await site.sql.fetchval("select current_database()")
+    await site.sql.execute(f"alter database {name} set baton.clock_offset = '1 minute'")
+    second = await start()
+    await receiver.has(2)
+    await site.sql.execute(
+        "select pg_terminate_backend(pid) from pg_stat_activity "
+        "where datname = $1 and application_name = 'baton worker'",
+        name,
+    )
+    receiver.cut()
+    async with asyncio.timeout(20):
+        while not await site.attempts():
+            await asyncio.sleep(0.02)
+        await site.sql.execute("select replay_webhook($1, id) from webhook_deliveries", site.user)
+        while (await site.deliveries())[0]["state"] != "delivered":
+            await asyncio.sleep(0.02)
+    second.terminate()
+    assert await second.wait() == 0
+    assert len(receiver.got) == 3
+    assert len({(got.headers["webhook-id"], got.body) for got in receiver.got}) == 1
+    for got in receiver.got:
+        got.verified(secret)
 
 
 async def test_a_late_success_counts_so_that_nobody_sends_it_again(site: Site) -> None:

@@ -10,7 +10,7 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
-from receiver import Receiver, answer, receiving
+from chaos.receiver import Receiver, answer, receiving
 
 from tasks import outbound
 from tasks.outbound import Answer, Outbound, Undelivered, permitted
@@ -165,9 +165,9 @@ async def test_the_body_of_an_answer_is_neither_waited_for_nor_read_to_its_end(
 @pytest.mark.parametrize(
     ("raw", "said"),
     [
-        (b"220 smtp.example ESMTP\r\n", "The answer was not HTTP."),
-        (b"", "The answer was not HTTP."),
-        (b"HTTP/1.1 200 OK\r\nX: " + b"y" * 300_000, "The answer was not HTTP."),
+        (b"220 smtp.example ESMTP\r\n", "The answer was not HTTP, or was cut short."),
+        (b"", "The answer was not HTTP, or was cut short."),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"y" * 300_000, "The answer was not HTTP, or was cut short."),
     ],
 )
 async def test_what_is_no_answer_is_told_in_a_sentence(

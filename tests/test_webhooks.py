@@ -2,14 +2,16 @@
 
 import asyncio
 import json
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import asyncpg
 import httpx
 import pytest
-from conftest import Caller
-from receiver import Receiver, answer, receiving
+from chaos.receiver import Receiver, answer, receiving
+from conftest import Caller, loopback
 from test_delivery import LOOPBACK
 
 from app.db import Database
@@ -171,42 +173,44 @@ async def test_the_same_url_twice_or_too_many_urls_are_a_conflict(caller: Caller
         assert each.json()["error"] == "url: the project already has a webhook with this URL."
 
 
-@pytest.mark.parametrize(
-    ("url", "said"),
-    [
-        ("ftp://a.example/", "must be an http or https URL"),
-        ("hooks.example/x", "must be an http or https URL"),
-        ("https://a.example/with space", "must be an http or https URL"),
-        ("https://a.example/\\@b.example", "must be an http or https URL"),
-        ("https://büro.example/", "must be an http or https URL"),
-        ("https://a.example/\n", "must be an http or https URL"),
-        ("https://u:p@a.example/", "must not hold a user name or password"),
-        ("https://u@a.example/", "must not hold a user name or password"),
-        ("https:///x", "must be a URL with a valid host and port"),
-        ("https://:80/", "must be a URL with a valid host and port"),
-        ("https://a.example:99999/", "must be a URL with a valid host and port"),
-        ("https://a.example:0/", "must be a URL with a valid host and port"),
-        ("https://[::1/", "must be a URL with a valid host and port"),
-        ("https://a.example/" + "x" * 2000, "must not be longer than 2000 characters"),
-    ],
-)
-async def test_a_wrong_url_is_told_in_one_sentence(caller: Caller, url: str, said: str) -> None:
-    asked: list[tuple[str, str, dict[str, Any]]] = [
-        ("url", "/webhooks", {"project_id": caller.project_id, "url": url}),
-        ("job.webhook_url", "/handoffs",
-         {"project_id": caller.project_id, "job": {"webhook_url": url}}),
-    ]  # fmt: skip
-    for field, path, body in asked:
-        response = await caller.http.post(path, json=body)
-        assert response.status_code == 400
-        assert response.json()["error"].startswith(f"{field}: {said}")
+SHAPE, HOST = "must be an http or https URL", "must be a URL with a valid host and port"
+USER = "must not hold a user name or password"
+WRONG_URLS = [
+    ("ftp://a.example/", SHAPE),
+    ("hooks.example/x", SHAPE),
+    ("https://a.example/with space", SHAPE),
+    ("https://a.example/\\@b.example", SHAPE),
+    ("https://büro.example/", SHAPE),
+    ("https://a.example/\n", SHAPE),
+    ("https://u:p@a.example/", USER),
+    ("https://u@a.example/", USER),
+    ("https:///x", HOST),
+    ("https://:80/", HOST),
+    ("https://a.example:99999/", HOST),
+    ("https://a.example:0/", HOST),
+    ("https://[::1/", HOST),
+    ("https://a.example/" + "x" * 2000, "must not be longer than 2000 characters"),
+]
 
 
-@pytest.mark.parametrize("types", [[], ["job.lost"], ["job.failed"] * 5, "job.failed"])
-async def test_wrong_types_are_told_in_one_sentence(caller: Caller, types: Any) -> None:
-    body = {"project_id": caller.project_id, "url": "https://a.example/", "types": types}
-    response = await caller.http.post("/webhooks", json=body)
-    assert response.status_code == 400 and response.json()["error"].startswith("types")
+async def test_a_wrong_url_is_told_in_one_sentence(caller: Caller) -> None:
+    mine = {"project_id": caller.project_id}
+    for url, said in WRONG_URLS:
+        asked: list[tuple[str, str, dict[str, Any]]] = [
+            ("url", "/webhooks", {**mine, "url": url}),
+            ("job.webhook_url", "/handoffs", {**mine, "job": {"webhook_url": url}}),
+        ]
+        for field, path, body in asked:
+            response = await caller.http.post(path, json=body)
+            assert response.status_code == 400, url
+            assert response.json()["error"].startswith(f"{field}: {said}"), url
+
+
+async def test_wrong_types_are_told_in_one_sentence(caller: Caller) -> None:
+    body = {"project_id": caller.project_id, "url": "https://a.example/"}
+    for types in ([], ["job.lost"], ["job.failed"] * 5, "job.failed"):
+        response = await caller.http.post("/webhooks", json=body | {"types": types})
+        assert response.status_code == 400 and response.json()["error"].startswith("types")
 
 
 async def test_a_member_looks_and_only_owners_and_admins_change(
@@ -302,3 +306,38 @@ async def test_twenty_requests_for_the_first_secret_of_a_project_get_one(caller:
     path = f"/projects/{caller.project_id}/webhook_secret"
     answers = await asyncio.gather(*(caller.http.get(path) for _ in range(20)))
     assert len({answer.json()["secret"] for answer in answers}) == 1
+
+
+async def test_the_receiver_of_the_readme_verifies_what_is_sent(
+    caller: Caller, deliverer: Deliverer, root: Path
+) -> None:
+    section = (root / "README.md").read_text().partition("## Webhooks")[2]
+    code = section.partition("```python\n")[2].partition("```")[0]
+    with loopback() as listener:
+        port = listener.getsockname()[1]
+    _, secret = await made(caller, f"http://127.0.0.1:{port}/")
+    mine = code.replace("whsec_…", secret).replace("8080", str(port))
+    program = await asyncio.create_subprocess_exec(
+        sys.executable, "-u", "-c", mine,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        async with asyncio.timeout(10):
+            while True:  # until it listens
+                try:
+                    _, writer = await asyncio.open_connection("127.0.0.1", port)
+                    break
+                except ConnectionRefusedError:
+                    await asyncio.sleep(0.02)
+            writer.close()
+            job_id = await caller.submit()
+            await caller.http.post(f"/jobs/{job_id}/cancel")
+            await deliverer.drain()
+            assert program.stdout
+            said = (await program.stdout.readline()).decode().split()
+    finally:
+        program.kill()
+        await program.wait()
+    [delivery] = await deliveries(caller, job_id=job_id)
+    assert said == [delivery["id"], "job.failed", job_id]
+    assert [a["status"] for a in delivery["attempts"]] == [204]

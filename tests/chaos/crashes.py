@@ -545,4 +545,3 @@ async def many_sweepers(lab: Lab) -> None:
 missing("46", "the sweepers are dead", "an outside alarm: nothing reports the oldest lease")
 missing("47", "a deploy with a schema change, old and new workers", "a second schema version")
 missing("50", "failover to a standby that lost 2 s", "a standby; outside the promise")
-missing("53", "webhook receiver down", "webhooks")

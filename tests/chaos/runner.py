@@ -13,11 +13,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from . import cells, crashes, database, latency, tickets
+from . import cells, crashes, database, latency, tickets, webhooks
 from .lab import REGISTRY, Result, Scenario, run_scenario
 from .postgres import Postgres, copy_of, make_template
 
-DECLARING = (crashes, tickets, database, latency, cells)  # each fills REGISTRY when imported
+DECLARING = (
+    crashes,
+    tickets,
+    database,
+    webhooks,
+    latency,
+    cells,
+)  # each fills REGISTRY when imported
 LANES = 5  # scenarios at a time
 LIMIT = 300.0  # seconds for one scenario, settling included
 DISK = "160m"

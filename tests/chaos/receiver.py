@@ -36,6 +36,7 @@ class Receiver:
 
     port: int = 0
     answers: list[bytes | None] = field(default_factory=list)
+    delay: float = 0.0  # seconds before an answer
     otherwise: bytes | None = field(default_factory=lambda: answer(204))
     got: list[Received] = field(default_factory=list)
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
@@ -63,6 +64,7 @@ class Receiver:
                 self.got.append(Received(head[0].split()[1], headers, body))
                 self.changed.notify_all()
             said = self.answers.pop(0) if self.answers else self.otherwise
+            await asyncio.sleep(self.delay)
             if said is None:
                 await reader.read()  # until the sender gives up
             else:
