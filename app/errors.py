@@ -1,10 +1,12 @@
 """What a client is told when something is wrong: one tree of errors, one body.
 
 The one rule: every error body has a string `error` (a sentence for a person), a `code` (for a
-program) and the `request_id`, whatever raised it.
+program) and the `request_id`, whatever raised it. Whoever names `application/problem+json` in
+`Accept` gets the same and the members of RFC 9457.
 """
 
 import logging
+from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
 
@@ -18,6 +20,7 @@ from app.logs import request_id, trace
 
 log = logging.getLogger("baton.api")
 
+PROBLEM = "application/problem+json"
 RETRY_AFTER = 2  # seconds; a restart of PostgreSQL usually takes about that long
 
 
@@ -46,6 +49,7 @@ class ApiError(Exception):
     code = "internal_error"
     headers: dict[str, str] = {}
     extra: dict[str, Any] = {}  # more members of the body, by the names of RFC 9457
+    problem = ("about:blank", "")  # its `type` and `title` in RFC 9457; the title is the status's
 
     def __init__(self, sentence: str) -> None:
         super().__init__(sentence)
@@ -133,6 +137,13 @@ class IdempotencyKeyReuse(ApiError):
     code = "idempotency_key_reuse"
 
 
+# Of the draft of the RateLimit headers.
+_QUOTA_EXCEEDED = (
+    "https://iana.org/assignments/http-problem-types#quota-exceeded",
+    "Request cannot be satisfied as assigned quota has been exceeded",
+)
+
+
 class RateLimited(ApiError):
     """A policy has no request left for now. The sentence is what existing clients show.
 
@@ -144,6 +155,7 @@ class RateLimited(ApiError):
 
     status = HTTPStatus.TOO_MANY_REQUESTS
     code = "rate_limited"
+    problem = _QUOTA_EXCEEDED
 
     def __init__(self, detail: str, violated: list[str], retry_after: int) -> None:
         super().__init__("Too many requests. Please wait a moment and try again.")
@@ -156,6 +168,7 @@ class TooManyWaits(ApiError):
 
     status = HTTPStatus.TOO_MANY_REQUESTS
     code = "too_many_waits"
+    problem = _QUOTA_EXCEEDED
     headers = {"Retry-After": "5"}  # seconds; nobody knows when one ends, but none takes long
 
     def __init__(self, quota: int) -> None:
@@ -236,12 +249,49 @@ def error_body(error: ApiError) -> dict[str, Any]:
     }
 
 
-def error_response(error: Exception) -> Response:
-    """Render whatever was raised."""
+def _problem(error: ApiError) -> dict[str, Any]:
+    """The same, and what RFC 9457 adds."""
+    body = error_body(error)
+    kind, title = error.problem
+    return {
+        "type": kind,
+        "title": title or error.status.phrase,
+        "status": error.status.value,
+        "detail": error.sentence,
+        "instance": f"urn:request:{body['request_id']}",
+        **body,
+    }
+
+
+def error_response(error: Exception, accept: str = "") -> Response:
+    """Render whatever was raised.
+
+    Args:
+        accept: the request's header of that name.
+    """
     known = as_api_error(error)
+    problem = _names_problem(accept)
     return Response(
-        orjson.dumps(error_body(known)),
+        orjson.dumps(_problem(known) if problem else error_body(known)),
         status_code=known.status,
-        media_type="application/json",
-        headers=known.headers,
+        media_type=PROBLEM if problem else "application/json",
+        headers={"Vary": "Accept", **known.headers},
     )
+
+
+def _names_problem(accept: str) -> bool:
+    """Is a problem named, and wanted no less than plain JSON? A wildcard does not name it: whoever
+    takes anything gets what everybody always got."""
+    weights = dict(_weights(accept))
+    wanted = weights.get(PROBLEM, 0.0)
+    return wanted > 0 and wanted >= weights.get("application/json", 0.0)
+
+
+def _weights(accept: str) -> Iterator[tuple[str, float]]:
+    for part in accept.lower().split(","):
+        media_type, *parameters = (text.strip() for text in part.split(";"))
+        weight = next((p[2:] for p in parameters if p.startswith("q=")), "1")
+        try:
+            yield media_type, float(weight)
+        except ValueError:
+            yield media_type, 1.0

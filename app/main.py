@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -389,12 +389,16 @@ def create_app(settings: Settings) -> Starlette:
             Route("/docs", docs),
         ],
         middleware=[Middleware(Edge)],
-        exception_handlers={HTTPException: lambda _, error: errors.error_response(error)},
+        exception_handlers={HTTPException: _raise},  # to the edge, which renders all errors
         lifespan=lifespan,
     )
     app.state.limits = settings.limits
     app.router.redirect_slashes = False  # a redirect of a POST loses its body in many clients
     return app
+
+
+async def _raise(request: Request, error: Exception) -> Response:
+    raise error
 
 
 _DOCS_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -454,7 +458,8 @@ class Edge:
         except Exception as error:
             if status:  # the answer has begun; cutting it off is all that is left
                 raise
-            await errors.error_response(error)(scope, receive, stamped)
+            accept = ",".join(Headers(scope=scope).getlist("accept"))
+            await errors.error_response(error, accept)(scope, receive, stamped)
         finally:
             log.log(
                 logging.DEBUG if scope["path"] in ("/healthz", "/readyz") else logging.INFO,

@@ -255,6 +255,30 @@ async def test_one_request_too_many_is_429(dsn: str, caller: Caller) -> None:
             assert 1 <= int(answer.headers["retry-after"]) <= 60
 
 
+async def test_an_error_is_a_problem_for_whoever_asks_so(base_url: str, caller: Caller) -> None:
+    asks = "Accept: application/json;q=0.9, application/problem+json"
+    key = f"Authorization: Bearer {caller.key}"
+    handoffs = "POST /api/v1/handoffs HTTP/1.1"
+    for status, head in {
+        400: ["GET /api/v1/events?limit=0 HTTP/1.1", key],
+        401: ["GET /api/v1/events HTTP/1.1"],
+        404: ["GET /nope HTTP/1.1"],
+        405: ["PUT /api/v1/events HTTP/1.1"],
+        413: [handoffs, key, "Content-Type: application/json", "Content-Length: 99999999"],
+        414: ["GET /?" + "y" * 9_000 + " HTTP/1.1"],
+        415: [handoffs, key, "Content-Type: text/csv"],
+        431: ["GET / HTTP/1.1", "X-Wide: " + "y" * 20_000],
+    }.items():
+        expect = "Expect: 100-continue"  # so that nobody waits for a body that does not come
+        answer = await send(base_url, [*head, asks, expect])
+        body = orjson.loads(answer.body)
+        assert answer.headers["content-type"] == "application/problem+json", status
+        assert answer.headers["vary"] == "Accept"
+        assert (answer.status, body["status"], body["code"]) == (status, status, CODES[status])
+        assert body["detail"] == body["error"]
+        assert body["instance"] == f"urn:request:{answer.headers['x-request-id']}"
+
+
 async def test_what_is_not_there_is_404_and_a_wrong_verb_405(base_url: str) -> None:
     for path in ("/", "/api/v1", "/api/v1/nope", "/api/v1/projects/", "/api/v2/projects", "//"):
         assert_error(await send(base_url, [f"GET {path} HTTP/1.1"]), 404, path)

@@ -1,10 +1,12 @@
 """Whatever was raised, a client is told one thing: a sentence, a code and the request's id."""
 
 import logging
+from typing import Any
 
 import orjson
 import pytest
 from starlette.exceptions import HTTPException
+from starlette.responses import Response
 
 from app import db, errors, logs
 
@@ -28,25 +30,77 @@ def test_a_code_says_just_what_is_wrong() -> None:
     assert len({kind.code for kind in kinds}) == len(kinds)
 
 
-PLAIN = [kind for kind in leaves(errors.ApiError) if kind.__init__ is errors.ApiError.__init__]
+def made(kind: type[errors.ApiError]) -> errors.ApiError:
+    """One of the kind."""
+    if kind is errors.RateLimited:
+        return errors.RateLimited("60 requests per 60 s for this key", ["default"], 7)
+    return errors.TooManyWaits(20) if kind is errors.TooManyWaits else kind("field: is wrong.")
 
 
-@pytest.mark.parametrize("kind", PLAIN)
-def test_every_error_has_the_one_body(kind: type[errors.ApiError]) -> None:
+def rendered(error: Exception, accept: str = "") -> tuple[Response, dict[str, Any]]:
+    """The answer to request `r-1`, and its body."""
     token = logs.request_id.set("r-1")
     try:
-        response = errors.error_response(kind("field: is wrong."))
+        response = errors.error_response(error, accept)
     finally:
         logs.request_id.reset(token)
+    return response, orjson.loads(response.body)
+
+
+@pytest.mark.parametrize("kind", leaves(errors.ApiError))
+def test_every_error_has_the_one_body(kind: type[errors.ApiError]) -> None:
+    error = made(kind)
+    response, body = rendered(error)
     assert response.status_code == kind.status
     assert response.headers["content-type"] == "application/json"
-    assert orjson.loads(response.body) == {
-        "error": "field: is wrong.",
+    assert body == {
+        "error": error.sentence,
         "code": kind.code,
         "request_id": "r-1",
+        **error.extra,
     }
-    for name, value in kind.headers.items():
+    for name, value in error.headers.items():
         assert response.headers[name] == value
+
+
+@pytest.mark.parametrize("kind", [*leaves(errors.ApiError), errors.ApiError])
+def test_every_error_is_a_problem_for_those_who_name_it(kind: type[errors.ApiError]) -> None:
+    error = made(kind)
+    response, body = rendered(error, "application/json;q=0.5, Application/Problem+JSON")
+    plain = rendered(error)[1]
+    assert response.status_code == kind.status
+    assert response.headers["content-type"] == "application/problem+json"
+    assert "Accept" in response.headers["vary"]
+    assert {name: body[name] for name in plain} == plain
+    assert set(body) == {"type", "title", "status", "detail", "instance"} | set(plain)
+    assert body["status"] == kind.status
+    assert body["instance"] == "urn:request:r-1"
+    if kind.status == 429:
+        assert body["type"].endswith("http-problem-types#quota-exceeded")
+        assert body["detail"] == plain["detail"]
+    else:
+        assert (body["type"], body["title"]) == ("about:blank", kind.status.phrase)
+        assert body["detail"] == error.sentence
+
+
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "",
+        "*/*",
+        "application/*",
+        "application/json",
+        "application/problem+json;q=0",
+        "application/problem+json;q=0.1, application/json",
+        "application/problem+xml",
+        "application/problem+jsonx",
+    ],
+)
+def test_who_does_not_ask_for_a_problem_gets_what_everybody_got(accept: str) -> None:
+    response, body = rendered(errors.NotFound("field: is wrong."), accept)
+    assert response.headers["content-type"] == "application/json"
+    assert set(body) == {"error", "code", "request_id"}
+    assert response.headers["vary"] == "Accept"
 
 
 @pytest.mark.parametrize(
