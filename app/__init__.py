@@ -18,6 +18,7 @@ Read top-down; a file imports only files above it:
     webhooks   who is told how jobs end
     openapi    the document, made from the route table
     main       the route table and the application
+    guard      the HTTP server, and what one client can hold of it
     client     the API as a client sees it
     mcp_server its tools for agents
     supervisor, terminal, operator, demo, __main__   the command line; the last one also starts

@@ -23,8 +23,6 @@ from app.settings import ConfigurationError, Settings
 from app.supervisor import supervise
 from app.terminal import Fault, base_url, dsn, opened, run_async, with_database
 
-KEEP_ALIVE = 75  # seconds; at uvicorn's 5 a client's next poll often meets a closing connection
-
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="baton")
@@ -73,25 +71,13 @@ def run(settings: Settings, greeting: bool) -> None:
 def serve(settings: Settings) -> None:
     """Run the API alone."""
     # The HTTP side is heavy to import and only this command needs it.
-    import uvicorn
-
+    from app import guard
     from app.main import create_app
 
     logs.configure(settings.log)
     setproctitle("baton serve")
     stop_with_parent()
-    uvicorn.run(
-        create_app(with_database(settings)),
-        host=settings.host,
-        port=settings.port,
-        loop="uvloop",
-        http="httptools",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=KEEP_ALIVE,
-        timeout_graceful_shutdown=30,
-    )
+    guard.serve(create_app(with_database(settings)), settings.host, settings.port)
 
 
 @cli.command()

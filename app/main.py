@@ -4,6 +4,7 @@ The HTTP process never imports `tasks`: no provider code is loaded here, and a c
 cannot break an endpoint.
 """
 
+import asyncio
 import logging
 import re
 import secrets
@@ -379,7 +380,8 @@ def create_app(settings: Settings) -> Starlette:
             app.state.pace = jobs.Pace(database)
             app.state.hub = hub
             app.state.wait_slots = slots
-            async with background(hub.run()):
+            stop_waiting = _stop_waiting(app.state.stopping, hub)
+            async with background(hub.run()), background(stop_waiting):
                 yield
 
     app = Starlette(
@@ -393,12 +395,19 @@ def create_app(settings: Settings) -> Starlette:
         lifespan=lifespan,
     )
     app.state.limits = settings.limits
+    app.state.stopping = asyncio.Event()  # set when the server is told to stop
     app.router.redirect_slashes = False  # a redirect of a POST loses its body in many clients
     return app
 
 
 async def _raise(request: Request, error: Exception) -> Response:
     raise error
+
+
+async def _stop_waiting(stopping: asyncio.Event, hub: Hub) -> None:
+    """Held requests end when the server stops, which waits for them."""
+    await stopping.wait()
+    hub.stop()
 
 
 _DOCS_POLICY = "default-src 'none'; style-src 'unsafe-inline'"

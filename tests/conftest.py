@@ -24,12 +24,12 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 import httpx
 import pytest
-import uvicorn
 from starlette.applications import Starlette
 
 from app import embedded
 from app.db import Database, migrate, open_database
 from app.embedded import EmbeddedPostgres
+from app.guard import Server
 from app.main import create_app
 from app.queue import Bell, hung_bell
 from app.settings import NO_LIMITS, Limits, Settings
@@ -207,8 +207,8 @@ def loopback() -> socket.socket:
     return listener
 
 
-class PromptServer(uvicorn.Server):
-    """uvicorn without its pauses of 0.1 s: until it sees that it has to stop, and while it does."""
+class PromptServer(Server):
+    """The server without its pauses of 0.1 s: before it sees that it has to stop, and in it."""
 
     async def main_loop(self) -> None:
         """Tick until `stop`."""
@@ -221,6 +221,8 @@ class PromptServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """The same steps: no new connections, the old ones to their end, then the app's own."""
+        if hasattr(self.app.state, "stopping"):  # not every test's app has something that waits
+            self.app.state.stopping.set()
         for server in self.servers:
             server.close()
         for connection in list(self.server_state.connections):
@@ -234,9 +236,7 @@ class PromptServer(uvicorn.Server):
 async def served(app: Starlette, **options: Any) -> AsyncIterator[str]:
     """Serves an app on a port of loopback; its URL."""
     listener = loopback()
-    server = PromptServer(
-        uvicorn.Config(app, http="httptools", log_config=None, access_log=False, **options)
-    )
+    server = PromptServer(app, **options)
     running = asyncio.create_task(server.serve(sockets=[listener]))
     while not (server.started or running.done()):
         await asyncio.sleep(0.001)

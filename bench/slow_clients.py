@@ -1,0 +1,210 @@
+"""What do a thousand slow clients cost a healthy one?
+
+    python bench/slow_clients.py [--clients 1000] [--seconds 12] [--rounds 3]
+
+Against a real `baton serve` on a PostgreSQL of its own, on loopback. One healthy client lists its
+projects again and again, each round first alone and then beside the slow clients of one sort. A
+slow client that the server closes comes back at once, so that there are always as many. A round is
+longer than the server's time-outs, so that it has closings and returns in it.
+"""
+
+import argparse
+import asyncio
+import multiprocessing
+import os
+import resource
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import NamedTuple
+
+import asyncpg
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from app.db import migrate  # noqa: E402  (the path has to be set first)
+from app.embedded import EmbeddedPostgres  # noqa: E402
+
+SORTS = ("idle", "head", "body")
+# Nobody is to be refused for asking often: it is the dawdling that is measured.
+SETTINGS = {"BATON_LOG": "json", "BATON_LIMITS": "default=0,poll=0,generate=0,waits=0"}
+PAUSE = 0.005  # seconds between two requests of the healthy client
+RAMP = 0.012  # seconds between two first connections, so that the closings are spread as well
+
+
+class Target(NamedTuple):
+    """The server, and who may ask it."""
+
+    port: int
+    key: str
+
+
+def main() -> None:
+    """Print one row per sort."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--clients", type=int, default=1000)
+    parser.add_argument("--seconds", type=float, default=12.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    chosen = parser.parse_args()
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    print(f"{chosen.clients} slow clients; milliseconds of a healthy one, median of the rounds")
+    print(f"{'slow by':8}  {'p50 alone':>9} {'beside':>7}  {'p99 alone':>9} {'beside':>7}  ratio")
+    with served() as target:
+        for sort in SORTS:
+            rounds = [compare(target, sort, chosen) for _ in range(chosen.rounds)]
+            p50, p50_with, p99, p99_with = (
+                statistics.median(one[column] for one in rounds) for column in range(4)
+            )
+            ratio = statistics.median(one[3] / one[2] for one in rounds)
+            print(f"{sort:8}  {p50:9.2f} {p50_with:7.2f}  {p99:9.2f} {p99_with:7.2f}  {ratio:.2f}")
+
+
+def compare(target: Target, sort: str, chosen: argparse.Namespace) -> tuple[float, ...]:
+    """p50 alone and beside, p99 alone and beside, of one round."""
+    alone = asyncio.run(healthy(target, chosen.seconds))
+    context = multiprocessing.get_context("spawn")
+    there = context.Event()
+    slow = context.Process(target=be_slow, args=(target, sort, chosen.clients, there))
+    slow.start()
+    try:
+        if not there.wait(60):
+            raise SystemExit("the slow clients could not connect")
+        beside = asyncio.run(healthy(target, chosen.seconds))
+    finally:
+        slow.terminate()
+        slow.join()
+    return tuple(
+        statistics.quantiles(times, n=100)[cut] * 1000
+        for cut in (49, 98)
+        for times in (alone, beside)
+    )
+
+
+@contextmanager
+def served() -> Iterator[Target]:
+    """`baton serve` with a user who has a key and a project."""
+    with tempfile.TemporaryDirectory(prefix="baton-slow-") as folder, socket.socket() as probe:
+        database = EmbeddedPostgres(Path(folder) / "data")
+        dsn = database.start()
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        probe.close()
+        server = subprocess.Popen(
+            [sys.executable, "-m", "app", "serve"],
+            cwd=ROOT,
+            env={**os.environ, "DATABASE_URL": dsn, "PORT": str(port), **SETTINGS},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            key = asyncio.run(prepare(dsn))
+            yield Target(port, key)
+        finally:
+            server.terminate()
+            server.wait()
+            database.stop()
+
+
+async def prepare(dsn: str) -> str:
+    """A key, of a user with a project."""
+    await migrate(dsn)
+    sql = await asyncpg.connect(dsn)
+    user_id = await sql.fetchval("select ops.create_user('ada@example.com')")
+    await sql.fetchval("select ops.create_project('web', $1)", user_id)
+    key = await sql.fetchval("select ops.create_api_key($1)", user_id)
+    await sql.close()
+    return str(key)
+
+
+async def healthy(target: Target, seconds: float) -> list[float]:
+    """Seconds of each request of one client that keeps its connection."""
+    times = []
+    reader, writer = await connect(target.port, patience=20)
+    end = time.monotonic() + seconds
+    request = head(target, "GET /api/v1/projects") + b"\r\n"
+    while (began := time.monotonic()) < end:
+        writer.write(request)
+        answer = await reader.readuntil(b"\r\n\r\n")
+        if not answer.startswith(b"HTTP/1.1 200"):
+            raise SystemExit(answer.decode())
+        length = int(answer.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+        await reader.readexactly(length)
+        times.append(time.monotonic() - began)
+        await asyncio.sleep(PAUSE)
+    writer.close()
+    return times
+
+
+def be_slow(target: Target, sort: str, clients: int, there: Event) -> None:
+    """A process that is all the slow clients."""
+
+    async def run() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(clients):
+                tasks.create_task(one_slow(target, sort))
+                await asyncio.sleep(RAMP)
+            there.set()
+
+    asyncio.run(run())
+
+
+async def one_slow(target: Target, sort: str) -> None:
+    """Connect, dawdle until the server has had enough, come back."""
+    while True:
+        with suppress(OSError):
+            reader, writer = await connect(target.port)
+            try:
+                await dawdle(target, sort, reader, writer)
+            finally:
+                writer.close()
+        await asyncio.sleep(0.1)
+
+
+async def dawdle(
+    target: Target, sort: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
+    """Send a byte a second, of the head or of the body, or nothing."""
+    match sort:
+        case "idle":
+            await reader.read()
+            return
+        case "head":
+            writer.write(head(target, "GET /api/v1/projects") + b"X-Slow: ")
+        case "body":
+            lines = b"Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
+            writer.write(head(target, "POST /api/v1/handoffs") + lines)
+    while not (reader.at_eof() or writer.transport.is_closing()):
+        writer.write(b"x")
+        await asyncio.sleep(1)
+
+
+async def connect(
+    port: int, patience: float = 0
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection, waiting up to `patience` seconds for the server to be there."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            return await asyncio.open_connection("127.0.0.1", port)
+        except ConnectionRefusedError:
+            if time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(0.05)
+
+
+def head(target: Target, line: str) -> bytes:
+    """The head of a request, without the empty line that ends it."""
+    return f"{line} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {target.key}\r\n".encode()
+
+
+if __name__ == "__main__":
+    main()
