@@ -66,6 +66,7 @@
 --           BT410 the lease is lost: another attempt owns the job, or it has ended
 --           BT411 it was there and has been deleted
 --           BT422 the idempotency key was used for another request
+--           BT429 the project has as many pending jobs as it may
 --
 -- Statuses are text with a CHECK, not enums, so that this file stays re-runnable.
 
@@ -875,6 +876,36 @@ begin
 end
 $$;
 
+-- Answers BT429 when the project has as many pending jobs as it may; 0: no limit. With that many in
+-- reach, submits take turns, so that the limit is exact: more than a hundred at once do not come
+-- from anywhere, PostgreSQL takes no more connections unless told to.
+create or replace function assert_room(p_project_id uuid, p_limit int) returns void
+language plpgsql as $$
+declare
+  v_pending int;
+begin
+  if p_limit = 0 then
+    return;
+  end if;
+  for turn in 1 .. 2 loop
+    select count(*) into v_pending
+    from (
+      select from jobs
+      where project_id = p_project_id and status = 'pending'
+      limit p_limit
+    ) pending;
+    if v_pending >= p_limit then
+      raise 'This project has % pending jobs, as many as it may. Try again when some have ended.',
+        v_pending using errcode = 'BT429';
+    end if;
+    exit when v_pending < p_limit - 100;
+    if turn = 1 then
+      perform pg_advisory_xact_lock(hashtextextended('baton room ' || p_project_id, 0));
+    end if;
+  end loop;
+end
+$$;
+
 -- Store a pending job and its ticket. p_job is what the client said of the job itself:
 -- {"priority", "metadata", "webhook_url", "start_timeout_s", "timeout_s"}, each optional.
 create or replace function store_job(
@@ -907,11 +938,13 @@ $$;
 -- request). Without sources and filters the project's saved scope is taken, and filters alone name
 -- their sources.
 drop function if exists submit_job(uuid, uuid, text, text[], jsonb, timestamptz, jsonb);
+drop function if exists submit_job(
+  uuid, uuid, text, text[], jsonb, timestamptz, jsonb, jsonb, text, bytea);
 create or replace function submit_job(
   p_user_id uuid, p_project_id uuid, p_kind text, p_sources text[], p_filters jsonb,
   p_until timestamptz, p_options jsonb, p_job jsonb default '{}', p_key text default null,
-  p_fingerprint bytea default null, out job job_objects, out replayed boolean,
-  out deduplicated boolean
+  p_fingerprint bytea default null, p_pending_limit int default 0, out job job_objects,
+  out replayed boolean, out deduplicated boolean
 ) language plpgsql as $$
 declare
   v_id uuid := uuidv7();
@@ -974,6 +1007,7 @@ begin
     end if;
   end if;
 
+  perform assert_room(p_project_id, p_pending_limit);
   perform store_job(v_id, p_user_id, p_project_id, p_kind, v_input, p_job, null);
   select o.* into strict job from job_objects o where o.id = v_id;
 end
@@ -1028,9 +1062,10 @@ end
 $$;
 
 -- The same request once more as a new job: of a failed one, because a completed one has its artifact.
+drop function if exists retry_job(uuid, uuid, text, bytea);
 create or replace function retry_job(
-  p_user_id uuid, p_job_id uuid, p_key text, p_fingerprint bytea, out job job_objects,
-  out replayed boolean
+  p_user_id uuid, p_job_id uuid, p_key text, p_fingerprint bytea, p_pending_limit int,
+  out job job_objects, out replayed boolean
 ) language plpgsql as $$
 declare
   v_job jobs := lock_visible_job(p_user_id, p_job_id);
@@ -1049,6 +1084,7 @@ begin
   if v_job.status <> 'failed' then
     raise 'The job is %; only a failed one can be tried again.', v_job.status using errcode = 'BT409';
   end if;
+  perform assert_room(v_job.project_id, p_pending_limit);
   perform store_job(
     v_id, p_user_id, v_job.project_id, v_job.kind, v_job.input,
     jsonb_strip_nulls(jsonb_build_object(

@@ -46,6 +46,7 @@ class DatabaseError(Exception):
     ├── LeaseLost        BT410: another attempt owns the job, or it has ended
     ├── Gone             BT411: it was there and has been deleted
     ├── KeyReuse         BT422: the idempotency key was used for another request
+    ├── QueueFull        BT429: the project has as many pending jobs as it may
     ├── Refused          anything else: a value it cannot hold, a constraint, a wrong statement
     └── Unavailable      the database is away, or too slow to wait for; nothing is known
     """
@@ -79,6 +80,10 @@ class KeyReuse(DatabaseError):
     """BT422."""
 
 
+class QueueFull(DatabaseError):
+    """BT429."""
+
+
 class Refused(DatabaseError):
     """The database will not do this, however often it is asked."""
 
@@ -95,6 +100,7 @@ BY_SQLSTATE: dict[str, type[DatabaseError]] = {
     "BT410": LeaseLost,
     "BT411": Gone,
     "BT422": KeyReuse,
+    "BT429": QueueFull,
 }
 
 

@@ -41,6 +41,7 @@ class ApiError(Exception):
     ├── IdempotencyKeyReuse   422 idempotency_key_reuse
     ├── RateLimited           429 rate_limited
     ├── TooManyWaits          429 too_many_waits
+    ├── QueueFull             429 queue_full
     ├── HeadersTooLarge       431 headers_too_large
     └── Unavailable           503 unavailable
     """
@@ -181,6 +182,19 @@ class TooManyWaits(ApiError):
         }
 
 
+class QueueFull(ApiError):
+    """The project has as many pending jobs as it may."""
+
+    status = HTTPStatus.TOO_MANY_REQUESTS
+    code = "queue_full"
+    problem = _QUOTA_EXCEEDED
+    headers = {"Retry-After": "10"}  # seconds; how soon the next job is taken is not known
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(sentence)
+        self.extra = {"detail": sentence, "violated-policies": ["pending"]}
+
+
 class HeadersTooLarge(ApiError):
     """The headers together are over the limit."""
 
@@ -205,6 +219,7 @@ _OF_DATABASE: dict[type[Exception], type[ApiError]] = {
     db.Conflict: Conflict,
     db.Gone: Gone,
     db.KeyReuse: IdempotencyKeyReuse,
+    db.QueueFull: QueueFull,
 }
 
 

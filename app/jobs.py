@@ -101,6 +101,7 @@ async def _submit(
         sources=sources,
         body=body,
         key=_idempotency_key(request),
+        pending=request.app.state.limits.pending,
     )
     return await _accepted(request, row)
 
@@ -114,16 +115,19 @@ async def submit(
     sources: list[str] | None,
     body: ArtifactRequest,
     key: str | None = None,
+    pending: int = 0,
 ) -> asyncpg.Record:
     """Store a job and its ticket in one transaction; answer the row of the query `submit_job`.
 
     Args:
         key: what the client calls this request; called so again, it gets the same job.
+        pending: how many pending jobs the project may have; 0 is no limit.
 
     Raises:
         db.NotFound: the user may not see the project.
         db.InvalidRequest: the scope is wrong; the sentence names the field.
         db.KeyReuse: the key stands for another request.
+        db.QueueFull: the project has as many pending jobs as it may.
     """
     filters = body.model_dump(include={"filters"}, exclude_none=True).get("filters")
     until: datetime | None = body.until
@@ -141,6 +145,7 @@ async def submit(
         job,
         key,
         _fingerprint(project_id, kind, body.model_dump(mode="json", exclude_unset=True)),
+        pending,
     )
     assert row is not None
     return row
@@ -155,6 +160,7 @@ async def retry_job(request: Request) -> Response:
         job_id,
         _idempotency_key(request),
         _fingerprint(job_id, "retry", {}),
+        request.app.state.limits.pending,
     )
     return await _accepted(request, row)
 

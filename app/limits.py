@@ -8,6 +8,8 @@ when it is admitted.
     poll      reading a job that one knows the id of          a minute and key
     generate  asking for an artifact, beside `default`        a minute and user
     waits     requests held open, for as long as they are     at once and key
+
+A fifth, `pending`, is for the jobs of a project that wait for a worker: assert_room of schema.sql.
 """
 
 import asyncio

@@ -128,7 +128,7 @@ OPERATIONS = (
         method="GET",
         path=f"{P}/jobs",
         handler=jobs.list_jobs,
-        limits=("poll",),
+        polls_with="ids",
         query=schemas.JobsQuery,
         response=schemas.JobList,
         tag="Ask",
@@ -145,10 +145,10 @@ OPERATIONS = (
         method="POST",
         path=f"{P}/jobs/{{job_id}}/retry",
         handler=jobs.retry_job,
+        limits=("default", "generate"),
         response=schemas.Accepted,
         status=202,
         errors=(400, 409, 410, 422),
-        limits=("default", "generate"),
         tag="Ask",
     ),
     Operation(
@@ -427,7 +427,7 @@ def _endpoint(by_method: Mapping[str, Operation]) -> Callable[[Request], Awaitab
     async def endpoint(request: Request) -> Response:
         operation = by_method["GET" if request.method == "HEAD" else request.method]
         if not operation.public:
-            request.state.user_id = await authenticate(request, operation.limits)
+            request.state.user_id = await authenticate(request, operation.policies(request))
         return await operation.handler(request)
 
     return endpoint

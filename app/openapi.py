@@ -37,12 +37,17 @@ class Operation:
     errors: tuple[int, ...] = ()  # beside those that follow from what it takes
     public: bool = False  # needs no key, and so has no limits
     limits: tuple[Policy, ...] = ("default",)
+    polls_with: str | None = None  # a query parameter with which it reads jobs that one knows of
     database: bool = True  # asks the database
 
     @property
     def name(self) -> str:
         """The operation's id, for generated clients."""
         return self.handler.__name__
+
+    def policies(self, request: Request) -> tuple[Policy, ...]:
+        """Which limits count a request."""
+        return ("poll",) if self.polls_with in request.query_params else self.limits
 
 
 # What each error means, once. Which of them a route can answer is decided in `_errors`.

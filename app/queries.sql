@@ -38,9 +38,10 @@ select keep_wait_slots($1, $2, $3);
 
 -- name: submit_job
 -- $1 user, $2 project, $3 kind, $4 sources, $5 filters, $6 until, $7 options, $8 of the job itself,
--- $9 idempotency key or null, $10 fingerprint. The job as a client sees it. BT404, BT400, BT422.
+-- $9 idempotency key or null, $10 fingerprint, $11 pending jobs that the project may have. The job
+-- as a client sees it. BT404, BT400, BT422, BT429.
 select (s.job).*, s.replayed, s.deduplicated
-from submit_job($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) s;
+from submit_job($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) s;
 
 -- name: read_job
 -- $1 user, $2 job. The job as a client sees it, if this user may.
@@ -117,8 +118,9 @@ group by f.kind;
 select (c.job).*, c.changed, c.running_ticket_id from cancel_job($1, $2) c;
 
 -- name: retry_job
--- $1 user, $2 job, $3 idempotency key or null, $4 fingerprint. BT404, BT409, BT411, BT422.
-select (r.job).*, r.replayed from retry_job($1, $2, $3, $4) r;
+-- $1 user, $2 job, $3 idempotency key or null, $4 fingerprint, $5 pending jobs that the project may
+-- have. BT404, BT409, BT411, BT422, BT429.
+select (r.job).*, r.replayed from retry_job($1, $2, $3, $4, $5) r;
 
 -- name: delete_job
 -- $1 user, $2 job. BT404, BT409, BT411.

@@ -32,9 +32,10 @@ class Limits:
     poll: int = 600  # reads of jobs a minute and key
     generate: int = 10  # requests for an artifact a minute and user
     waits: int = 20  # requests of a key that are held open at once
+    pending: int = 200  # jobs of a project that nobody works on yet
 
 
-NO_LIMITS = Limits(default=0, poll=0, generate=0, waits=0)
+NO_LIMITS = Limits(default=0, poll=0, generate=0, waits=0, pending=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,7 +36,7 @@ QUOTA = 60
 THREADS = 2  # clients of each process
 PAUSE = 0.02  # seconds between two requests of a client
 ROUNDS, REQUESTS = 21, 200
-OFF = "default=0,poll=0,generate=0,waits=0"
+OFF = "default=0,poll=0,generate=0,waits=0,pending=0"
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -108,6 +108,7 @@ def test_who_does_not_ask_for_a_problem_gets_what_everybody_got(accept: str) -> 
     [
         (db.InvalidRequest("sources: no."), 400, "invalid_request"),
         (db.NotFound("project_id: no."), 404, "not_found"),
+        (db.QueueFull("This project has too many."), 429, "queue_full"),
         (db.Unavailable("gone"), 503, "unavailable"),
         (HTTPException(404), 404, "not_found"),
         (HTTPException(405, headers={"Allow": "GET"}), 405, "method_not_allowed"),

@@ -167,7 +167,7 @@ HOT: list[tuple[str, str, tuple[Any, ...], str, int]] = [
     ("", "read_job", (U, id_of("j", 1003)), "jobs_pkey", 20),
     ("", "read_handoff", (U, id_of("h", 1003)), "handoffs_pkey", 20),
     ("", "assert_project", (U, P), "", 30),
-    ("", "submit_job", (U, P, "handoff", None, None, None, {}, {}, None, None), "", 90),
+    ("", "submit_job", (U, P, "handoff", None, None, None, {}, {}, None, None, 200), "", 90),
     ("pending", "read_job", (U, id_of("j", 3)), "jobs_pkey", 60),
     ("all", "list_jobs", (U, *[None] * 10, 51), "jobs_recent", 1_200),
     ("project", "list_jobs", (U, P, *[None] * 9, 51), "jobs_recent", 400),

@@ -17,7 +17,7 @@ def test_an_empty_environment_gives_the_documented_defaults() -> None:
     assert (settings.host, settings.port) == ("127.0.0.1", 8000)
     assert settings.provider == "extractive"
     assert (settings.concurrency, settings.attempt_timeout) == (100, 110)
-    assert settings.limits == Limits(default=60, poll=600, generate=10, waits=20)
+    assert settings.limits == Limits(default=60, poll=600, generate=10, waits=20, pending=200)
 
 
 def test_every_variable_is_read() -> None:
@@ -30,7 +30,7 @@ def test_every_variable_is_read() -> None:
             "BATON_PROVIDER": "extractive",
             "BATON_CONCURRENCY": "7",
             "BATON_ATTEMPT_TIMEOUT": "30",
-            "BATON_LIMITS": "default=5, poll=50,generate=0,waits=3",
+            "BATON_LIMITS": "default=5, poll=50,generate=0,waits=3,pending=7",
             "BATON_LOG": "text",
             "BATON_WEBHOOK_ALLOW": "10.0.0.0/8, fd12::/16,192.168.1.5",
         }
@@ -43,7 +43,7 @@ def test_every_variable_is_read() -> None:
         provider="extractive",
         concurrency=7,
         attempt_timeout=30,
-        limits=Limits(default=5, poll=50, generate=0, waits=3),
+        limits=Limits(default=5, poll=50, generate=0, waits=3, pending=7),
         log="text",
         webhook_allow=tuple(map(ip_network, ("10.0.0.0/8", "fd12::/16", "192.168.1.5/32"))),
     )

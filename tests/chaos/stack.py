@@ -212,7 +212,7 @@ class Stack:
             "DATABASE_URL": dsn,
             "HOST": "127.0.0.1",
             "BATON_PROVIDER": "chaos.provider:Scripted",
-            "BATON_LIMITS": "default=0,poll=0,generate=0,waits=0",
+            "BATON_LIMITS": "default=0,poll=0,generate=0,waits=0,pending=0",
             "BATON_LOG": "json",
             CALLS: str(self.folder / "calls"),
             **self.settings,
