@@ -10,6 +10,7 @@ import logging
 import math
 import re
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -32,7 +33,7 @@ from app.schemas import (
     ReleaseNotesRequest,
     ScopedRequest,
 )
-from app.waits import Preferred, preferred, read_when
+from app.waits import Preferred, Together, preferred, read_when
 from app.wire import decode, is_id, json_response, known_id, path_id, query
 
 log = logging.getLogger("baton.api")
@@ -46,6 +47,24 @@ VARY = "Prefer, Authorization"  # RFC 7240, section 2: whether the client used i
 _QUOTED_KEY = re.compile(r'"((?:[\x20-\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"')
 _BARE_KEY = re.compile(r"[\x21\x23-\x7e][\x20-\x7e]*")
 _METADATA = re.compile(r"metadata\[(.{1,64})\]", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """A job, and its artifact if there is one."""
+
+    row: asyncpg.Record
+    result: asyncpg.Record | None
+
+    @property
+    def etag(self) -> str:
+        """What changes when the answer does."""
+        return _etag(self.row, self.result)
+
+    @property
+    def unfinished(self) -> dict[str, int]:
+        """The rev of the job; empty when it has ended."""
+        return {} if self.row["done"] else {self.row["id"]: self.row["rev"]}
 
 
 # --- Asking --------------------------------------------------------------------------------
@@ -192,7 +211,7 @@ async def _accepted(request: Request, row: asyncpg.Record) -> Response:
     return json_response(answer, headers={**headers, "ETag": read.etag})
 
 
-async def _read_ended(request: Request, job_id: str, wish: Preferred) -> "_Read | None":
+async def _read_ended(request: Request, job_id: str, wish: Preferred) -> Read | None:
     """The job as it is when the client has waited as long as it would. None without a wait, and
     also when that fails: the job is stored, and an error would make the client ask for another."""
     if not wish.wait:
@@ -202,7 +221,7 @@ async def _read_ended(request: Request, job_id: str, wish: Preferred) -> "_Read 
             request,
             [job_id],
             wish.wait,
-            read=lambda: _read(request, job_id),
+            read=lambda: _read_together(request, job_id),
             unmet=lambda read: read.unfinished,
             ended=True,
         )
@@ -240,24 +259,6 @@ _SCOPE_FIELDS = {"project_id", "sources", "source", "filters", "until", "job"}
 # --- Reading -------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Read:
-    """A job, and its artifact if there is one."""
-
-    row: asyncpg.Record
-    result: asyncpg.Record | None
-
-    @property
-    def etag(self) -> str:
-        """What changes when the answer does."""
-        return _etag(self.row, self.result)
-
-    @property
-    def unfinished(self) -> dict[str, int]:
-        """The rev of the job; empty when it has ended."""
-        return {} if self.row["done"] else {self.row["id"]: self.row["rev"]}
-
-
 async def read_job(request: Request) -> Response:
     """A job, with its artifact once it is completed.
 
@@ -266,14 +267,14 @@ async def read_job(request: Request) -> Response:
     job_id, seen = path_id(request, "job_id"), _etags(request)
     wish = preferred(request)
 
-    def unmet(read: _Read) -> dict[str, int]:
+    def unmet(read: Read) -> dict[str, int]:
         return {} if seen and read.etag not in seen else read.unfinished
 
     read = await read_when(
         request,
         [job_id],
         wish.wait,
-        read=lambda: _read(request, job_id),
+        read=lambda: (_read_together if wish.wait else _read)(request, job_id),
         unmet=unmet,
         ended=not seen,
     )
@@ -286,7 +287,8 @@ async def read_job(request: Request) -> Response:
     )
 
 
-async def _read(request: Request, job_id: str) -> _Read:
+async def _read(request: Request, job_id: str) -> Read:
+    """One read by itself, for one who does not wait."""
     database: Database = request.app.state.database
     user_id = request.state.user_id
     row = await database.row("read_job", user_id, job_id)
@@ -295,8 +297,37 @@ async def _read(request: Request, job_id: str) -> _Read:
     result = None
     if row["result_kind"] is not None:
         name = "read_handoff" if row["result_kind"] == "handoff" else "read_insight"
-        result = await database.row(name, user_id, row["result_id"])
-    return _Read(row, result)
+        result = await database.row(name, user_id, [row["result_id"]])
+    return Read(row, result)
+
+
+async def _read_together(request: Request, job_id: str) -> Read:
+    """The same, for one of many that wait and may be woken at once."""
+    read: Read | None = await request.app.state.reads.get((request.state.user_id, job_id))
+    if read is None:
+        raise await missing_job(request, job_id)
+    return read
+
+
+def reads(database: Database) -> Together[tuple[str, str], Read]:
+    """Reads of jobs by user and id."""
+
+    async def read(keys: Collection[tuple[str, str]]) -> dict[tuple[str, str], Read]:
+        by_user: dict[str, list[str]] = {}
+        for user_id, job_id in keys:
+            by_user.setdefault(user_id, []).append(job_id)
+        found = {}
+        for user_id, job_ids in by_user.items():
+            rows = await database.rows("read_jobs", user_id, job_ids)
+            results: dict[str, asyncpg.Record] = {}
+            for kind, name in (("handoff", "read_handoff"), ("insight", "read_insight")):
+                if ids := [row["result_id"] for row in rows if row["result_kind"] == kind]:
+                    results |= {r["id"]: r for r in await database.rows(name, user_id, ids)}
+            for row in rows:
+                found[user_id, row["id"]] = Read(row, results.get(row["result_id"]))
+        return found
+
+    return Together(read)
 
 
 async def list_jobs(request: Request) -> Response:
@@ -340,11 +371,12 @@ async def _list_some(request: Request, ids: str) -> Response:
     if not 1 <= len(wanted) <= IDS_MAX:
         raise InvalidRequest(f"ids: must be 1 to {IDS_MAX} job ids with commas between them.")
     known, seen = [id for id in wanted if is_id(id)], _etags(request)
-    wish = preferred(request)
+    user_id, wish = request.state.user_id, preferred(request)
     first: str | None = None  # the state that the wait began with
 
     async def read() -> list[asyncpg.Record]:
-        rows = await request.app.state.database.rows("read_jobs", request.state.user_id, known)
+        async with request.app.state.hub.turn:
+            rows = await request.app.state.database.rows("read_jobs", user_id, known)
         return sorted(rows, key=lambda row: known.index(row["id"]))
 
     def unmet(rows: list[asyncpg.Record]) -> dict[str, int]:

@@ -378,6 +378,7 @@ def create_app(settings: Settings) -> Starlette:
             app.state.database = database
             app.state.bell = bell
             app.state.pace = jobs.Pace(database)
+            app.state.reads = jobs.reads(database)
             app.state.hub = hub
             app.state.wait_slots = slots
             stop_waiting = _stop_waiting(app.state.stopping, hub)

@@ -127,7 +127,7 @@ select (r.job).*, r.replayed from retry_job($1, $2, $3, $4, $5) r;
 select delete_job($1, $2);
 
 -- name: read_handoff
--- $1 user, $2 handoff.
+-- $1 user, $2 handoffs.
 select
   h.id, h.user_id, h.project_id, p.name as project_name,
   case when p.organization_id is null then 'personal' else 'project' end as scope_type,
@@ -137,7 +137,7 @@ select
 from handoffs h
 join projects p on p.id = h.project_id
 join project_access a on a.project_id = h.project_id and a.user_id = $1
-where h.id = $2;
+where h.id = any ($2);
 
 -- name: list_handoffs
 -- $1 user, $2 project or null for all, $3 status or null for all, $4 limit. Newest first; each
@@ -170,14 +170,14 @@ where h.id = $2 and a.project_id = h.project_id and a.user_id = $1
 returning h.id;
 
 -- name: read_insight
--- $1 user, $2 insight.
+-- $1 user, $2 insights.
 select
   i.id, i.project_id, i.requested_by, i.kind, i.title, i.summary, i.data, i.model_used,
   i.token_usage, i.status, i.related_event_ids, i.period_start, i.period_end, i.created_at,
   i.updated_at, i.markdown
 from insights i
 join project_access a on a.project_id = i.project_id and a.user_id = $1
-where i.id = $2;
+where i.id = any ($2);
 
 -- name: list_insights
 -- $1 user, $2 project, $3 kind or null, $4 status or null, $5 limit. Newest first.

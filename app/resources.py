@@ -104,7 +104,7 @@ async def list_filters(request: Request) -> Response:
 async def _read(request: Request, noun: str) -> dict[str, Any]:
     artifact_id = path_id(request, f"{noun}_id")
     database: Database = request.app.state.database
-    row = await database.row(f"read_{noun}", request.state.user_id, artifact_id)
+    row = await database.row(f"read_{noun}", request.state.user_id, [artifact_id])
     if row is None:
         raise not_found(f"{noun}_id")
     return dict(row)
@@ -117,7 +117,7 @@ async def _set_status(request: Request, noun: str) -> dict[str, Any]:
         user_id = request.state.user_id
         if not await connection.value(f"set_{noun}_status", user_id, artifact_id, body.status):
             raise not_found(f"{noun}_id")
-        row = await connection.row(f"read_{noun}", user_id, artifact_id)
+        row = await connection.row(f"read_{noun}", user_id, [artifact_id])
     return dict(row)
 
 

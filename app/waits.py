@@ -11,7 +11,8 @@ import re
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TypeVar
+from itertools import islice
+from typing import Generic, TypeVar
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
@@ -23,12 +24,15 @@ from app.queue import CHANGES
 
 log = logging.getLogger("baton.api")
 T = TypeVar("T")
+K = TypeVar("K")
+V = TypeVar("V")
 
 WAIT_MAX = 25  # seconds; clients that have been around for long give up at 30
 # Seconds between looks at all that is waited for: finds what was changed by hand or announced to
 # nobody. One statement, however many wait.
 LOOK_EVERY = 2.0
 READERS = 5  # answers that are read at once after a wake-up; half of the pool is for the others
+TOGETHER = 100  # answers in one statement; with their artifacts they are a few MB
 
 _GONE = 2**63 - 1  # the rev of a job that is not there any more
 
@@ -237,10 +241,47 @@ async def read_when(
                 woken = await watch.changed(seen, until - clock(), ended=ended)
                 if watch.gone:
                     break  # nobody will read it
-                async with hub.turn:
-                    answer = await read()
+                answer = await read()
                 seen = unmet(answer)
         return answer
+
+
+class Together(Generic[K, V]):
+    """Reads that are wanted at the same time, as one statement: when two thousand are woken at
+    once, each would else wait for a connection of its own.
+
+    A read joins the next statement and never the one that is on its way, which may have missed the
+    very change that the reader was woken for.
+
+    Args:
+        read: the values of keys; those that are not there are left out.
+    """
+
+    def __init__(self, read: Callable[[Collection[K]], Awaitable[Mapping[K, V]]]) -> None:
+        self._read = read
+        self._wanted: dict[K, asyncio.Future[V | None]] = {}
+        self._reading: asyncio.Task[None] | None = None
+
+    async def get(self, key: K) -> V | None:
+        """The value, as it is from now on."""
+        future = self._wanted.setdefault(key, asyncio.get_running_loop().create_future())
+        if self._reading is None or self._reading.done():
+            self._reading = asyncio.create_task(self._read_all())
+        return await asyncio.shield(future)  # others wait for it as well
+
+    async def _read_all(self) -> None:
+        while self._wanted:
+            keys = list(islice(self._wanted, TOGETHER))
+            futures = {key: self._wanted.pop(key) for key in keys}
+            try:
+                found = await self._read(keys)
+            except Exception as error:
+                for future in futures.values():
+                    future.set_exception(error)
+                    future.exception()  # nobody may be left to take it
+            else:
+                for key, future in futures.items():
+                    future.set_result(found.get(key))
 
 
 async def _disconnected(request: Request) -> None:

@@ -30,6 +30,7 @@ from app.embedded import EmbeddedPostgres
 from app.queue import Bell, hung_bell
 
 NO_LIMITS = "default=0,poll=0,generate=0,waits=0"
+ARRIVALS = 250  # clients that begin to wait in a second; each costs three statements
 LEASE = 3600.0  # seconds; nobody renews
 ARTIFACT = {
     "title": "demo: cache",
@@ -145,6 +146,7 @@ class Bench:
         """A waiter for each, waiting."""
         waiters = [Waiter(job_id, self.key) for job_id in job_ids]
         for waiter in waiters:
+            await asyncio.sleep(1 / ARRIVALS)
             await asyncio.get_running_loop().create_connection(
                 lambda waiter=waiter: waiter,  # type: ignore[misc]
                 "127.0.0.1",
@@ -217,7 +219,9 @@ async def running(dsn: str) -> AsyncIterator[Bench]:
         DATABASE_URL=dsn, PORT=str(port), BATON_LIMITS=NO_LIMITS, BATON_LOG="json"
     )
     async with (
-        open_database(dsn, application_name="bench", size=4, command_timeout=120) as database,
+        open_database(
+            dsn, application_name="bench", size=4, command_timeout=120, statement_timeout="120s"
+        ) as database,
         hung_bell(database) as bell,
     ):
         user_id = await database.value("create_user", "ada@example.com")

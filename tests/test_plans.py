@@ -165,7 +165,7 @@ HOT: list[tuple[str, str, tuple[Any, ...], str, int]] = [
     # case, query, arguments, the index that it lives on, pages
     ("", "admit", (hashlib.sha256(b"7").digest(), ["default", "generate"], [60, 10]), "", 40),
     ("", "read_job", (U, id_of("j", 1003)), "jobs_pkey", 20),
-    ("", "read_handoff", (U, id_of("h", 1003)), "handoffs_pkey", 20),
+    ("", "read_handoff", (U, f"{{{id_of('h', 1003)}}}"), "handoffs_pkey", 20),
     ("", "assert_project", (U, P), "", 30),
     ("", "submit_job", (U, P, "handoff", None, None, None, {}, {}, None, None, 200), "", 90),
     ("pending", "read_job", (U, id_of("j", 3)), "jobs_pkey", 60),

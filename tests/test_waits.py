@@ -1,7 +1,7 @@
 """Requests wait for a job to change: no change is missed, and waiting costs nobody anything."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from app.db import Database
 from app.main import POOL_SIZE
 from app.queue import Bell
 from app.settings import NO_LIMITS
-from app.waits import Hub, preferences, preferred
+from app.waits import Hub, Together, preferences, preferred
 
 LONG = 20.0  # seconds; a wait that nothing ends would fail its test
 
@@ -433,7 +433,7 @@ async def test_a_client_that_goes_away_leaves_nothing_behind(
 
 
 async def test_a_process_that_stops_answers_those_who_wait_with_what_is_so_far(
-    hub_of_api: Hub, caller: Caller
+    hub_of_api: Hub, app: Starlette, caller: Caller
 ) -> None:
     job_id = await caller.submit()
     etag = (await caller.http.get(f"/jobs/{job_id}")).headers["etag"]
@@ -446,10 +446,62 @@ async def test_a_process_that_stops_answers_those_who_wait_with_what_is_so_far(
         ),
     ]
     await waiting_in(hub_of_api, 4)
-    hub_of_api.stop()
+    app.state.stopping.set()  # what SIGTERM does
     answers = await asyncio.gather(*waiting)
     assert [answer.status_code for answer in answers] == [200, 304, 202, 200]
     assert answers[0].json()["job"]["status"] == "pending"
+
+
+# --- Many at once ---------------------------------------------------------------------------
+
+
+async def test_reads_at_the_same_time_are_one_statement_and_none_joins_one_under_way() -> None:
+    asked: list[list[str]] = []
+    go = asyncio.Event()
+
+    async def read(keys: Collection[str]) -> dict[str, int]:
+        asked.append(sorted(keys))
+        await go.wait()
+        return {key: len(asked) for key in keys if key != "none"}
+
+    together = Together(read)
+    first = [asyncio.create_task(together.get(key)) for key in ("a", "b", "a", "none")]
+    await asyncio.sleep(0.001)
+    late = [asyncio.create_task(together.get("a")) for _ in range(3)]
+    late[0].cancel()  # others want it still
+    await asyncio.sleep(0.001)
+    go.set()
+    assert await asyncio.gather(*first) == [1, 1, 1, None]
+    assert await asyncio.gather(*late[1:]) == [2, 2]
+    assert asked == [["a", "b", "none"], ["a"]]
+
+
+async def test_a_read_that_fails_fails_for_all_who_wanted_it_and_the_next_is_a_new_one() -> None:
+    faults = [ZeroDivisionError()]
+
+    async def read(keys: Collection[str]) -> dict[str, int]:
+        if faults:
+            raise faults.pop()
+        return dict.fromkeys(keys, 1)
+
+    together = Together(read)
+    failed = await asyncio.gather(*(together.get("a") for _ in range(2)), return_exceptions=True)
+    assert [type(each) for each in failed] == [ZeroDivisionError] * 2
+    assert await together.get("a") == 1
+
+
+async def test_waits_of_many_users_are_answered_each_with_its_own(
+    hub_of_api: Hub, caller: Caller, stranger: Caller, sql: asyncpg.Connection, bell: Bell
+) -> None:
+    owned = [(each, await each.submit()) for each in (caller, stranger, caller, stranger)]
+    waiting = [asyncio.create_task(wait(each, f"/jobs/{job_id}", LONG)) for each, job_id in owned]
+    await waiting_in(hub_of_api, 4)
+    for _, job_id in owned:
+        await finish(sql, job_id)
+        bell.announce(job_id)
+    for (_, job_id), response in zip(owned, await asyncio.gather(*waiting), strict=True):
+        assert response.json()["job"]["id"] == job_id
+        assert response.json()["job"]["done"]
 
 
 # --- Slots ----------------------------------------------------------------------------------
