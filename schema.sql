@@ -997,6 +997,9 @@ begin
     where project_id = p_project_id and status in ('pending', 'processing')
       and fingerprint = hashtextextended(p_kind || v_input::text, 0)
       and kind = p_kind and input = v_input
+      -- One that would tell somebody else how it ends is another request.
+      and (webhook_url is not distinct from p_job ->> 'webhook_url'
+        or p_job ->> 'webhook_url' is null)
     order by created_at, id
     limit 1;
     if found then

@@ -36,7 +36,8 @@ POLL_EVERY = (
     1.0  # seconds between looks for what is due; the end of a job here is looked at at once
 )
 QUIET = 0.02  # seconds between two looks
-CONCURRENCY = 40  # requests on their way at a time: a socket and a few KB each
+SHARE = 0.1  # of the time at most that looks may take; with a thousand receivers one takes 15 ms
+CONCURRENCY = 100  # requests on their way at a time: a socket and a few KB each
 PER_HOST = 4  # of them to one host, and one to a host that has just failed
 REMEMBERED = 10_000  # hosts that have just failed
 CONNECTIONS = 2  # of the pool; the rest is for jobs
@@ -150,14 +151,16 @@ class Deliverer:
         try:
             while True:
                 self._wanted.clear()
+                started = time.monotonic()
                 try:
                     await self.start_due()
                 except DatabaseError as error:
                     log.warning("webhooks not claimed", extra={"cause": type(error).__name__})
+                quiet = max(QUIET, (time.monotonic() - started) / SHARE)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(POLL_EVERY):
                         await self._wanted.wait()
-                await asyncio.sleep(QUIET)
+                await asyncio.sleep(min(quiet, POLL_EVERY))
         finally:
             await self._stop()
 

@@ -30,7 +30,9 @@ import httpcore
 TIMEOUT = 15.0  # seconds for all of it: name, connection, request, head of the answer
 REST_TIMEOUT = 1.0  # seconds more for the body of the answer, which tells us nothing
 REST_LIMIT = 4096  # bytes of it
-RESOLVERS = 8  # threads; the event loop's own must stay free for the database's name
+# Threads. A dead name server holds one for seconds, and the event loop's own few must stay free for
+# the name of the database.
+RESOLVERS = 32
 ADDRESSES = 4  # of a name that are tried, one after the other
 
 Address = IPv4Address | IPv6Address

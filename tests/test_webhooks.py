@@ -75,6 +75,13 @@ async def test_a_job_tells_the_url_that_its_request_named_and_the_registered_one
     assert {d["id"] for d in log} == {got.headers["webhook-id"] for got in receiver.got}
 
 
+async def test_a_request_does_not_join_a_job_that_would_tell_somebody_else(caller: Caller) -> None:
+    first, second = "https://a.example/", "https://b.example/"
+    asked = [{"webhook_url": first}, {"webhook_url": first}, {}, {"webhook_url": second}]
+    ids = [await caller.submit(job={"dedupe": "in_flight", **options}) for options in asked]
+    assert ids[0] == ids[1] == ids[2] != ids[3]
+
+
 async def test_a_url_without_registration_is_told_of_a_cancelled_job(
     caller: Caller, deliverer: Deliverer, receiver: Receiver
 ) -> None:
