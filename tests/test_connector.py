@@ -38,7 +38,7 @@ def connector(database: Database) -> AsyncpgConnector:
 
 
 @pytest.fixture
-def app(connector: AsyncpgConnector) -> procrastinate.App:
+def tickets(connector: AsyncpgConnector) -> procrastinate.App:
     return procrastinate.App(connector=connector)
 
 
@@ -61,11 +61,11 @@ def test_a_name_that_is_used_twice_is_one_parameter() -> None:
 
 
 async def test_a_batch_keeps_its_order_and_its_arguments(
-    app: procrastinate.App, sql: asyncpg.Connection
+    tickets: procrastinate.App, sql: asyncpg.Connection
 ) -> None:
     asked = [{"n": n, "deep": {"é": [n, None, 1.5]}} for n in range(50)]
     when = datetime.now(UTC) + timedelta(hours=1)
-    made = await app.job_manager.batch_defer_jobs_async(
+    made = await tickets.job_manager.batch_defer_jobs_async(
         [job(task_kwargs=kwargs, priority=7, scheduled_at=when) for kwargs in asked]
     )
     rows = await sql.fetch("select id, args, priority, scheduled_at from procrastinate_jobs")
@@ -74,8 +74,8 @@ async def test_a_batch_keeps_its_order_and_its_arguments(
     assert {(row["priority"], row["scheduled_at"]) for row in rows} == {(7, when)}
 
 
-async def test_a_ticket_is_fetched_retried_and_finished(app: procrastinate.App) -> None:
-    queue = app.job_manager
+async def test_a_ticket_is_fetched_retried_and_finished(tickets: procrastinate.App) -> None:
+    queue = tickets.job_manager
     worker_id = await queue.register_worker()
     made = await queue.defer_job_async(job(task_kwargs={"job_id": "x"}))
     assert await queue.fetch_job(queues=["other"], worker_id=worker_id) is None
@@ -90,8 +90,8 @@ async def test_a_ticket_is_fetched_retried_and_finished(app: procrastinate.App) 
     assert again.id and await queue.get_job_status_async(again.id) is jobs.Status.SUCCEEDED
 
 
-async def test_a_ticket_can_be_cancelled_or_its_run_aborted(app: procrastinate.App) -> None:
-    queue = app.job_manager
+async def test_a_ticket_can_be_cancelled_or_its_run_aborted(tickets: procrastinate.App) -> None:
+    queue = tickets.job_manager
     worker_id = await queue.register_worker()
     first, second = await queue.batch_defer_jobs_async([job(), job()])
     assert first.id and second.id
@@ -106,9 +106,9 @@ async def test_a_ticket_can_be_cancelled_or_its_run_aborted(app: procrastinate.A
 
 
 async def test_tickets_of_silent_workers_are_stalled(
-    app: procrastinate.App, sql: asyncpg.Connection
+    tickets: procrastinate.App, sql: asyncpg.Connection
 ) -> None:
-    queue = app.job_manager
+    queue = tickets.job_manager
     worker_id = await queue.register_worker()
     made = await queue.defer_job_async(job())
     await queue.fetch_job(queues=None, worker_id=worker_id)
@@ -132,16 +132,16 @@ async def test_tickets_of_silent_workers_are_stalled(
 
 
 async def test_a_worker_that_leaves_is_gone(
-    app: procrastinate.App, sql: asyncpg.Connection
+    tickets: procrastinate.App, sql: asyncpg.Connection
 ) -> None:
-    await app.job_manager.unregister_worker(await app.job_manager.register_worker())
+    await tickets.job_manager.unregister_worker(await tickets.job_manager.register_worker())
     assert await sql.fetchval("select count(*) from procrastinate_workers") == 0
 
 
 async def test_old_tickets_are_deleted_and_younger_ones_are_kept(
-    app: procrastinate.App, sql: asyncpg.Connection
+    tickets: procrastinate.App, sql: asyncpg.Connection
 ) -> None:
-    queue = app.job_manager
+    queue = tickets.job_manager
     for made in await queue.batch_defer_jobs_async([job(), job()]):
         await queue.finish_job(made, status=jobs.Status.FAILED, delete_job=False)
     old = await sql.fetchval("select min(id) from procrastinate_jobs")
@@ -154,8 +154,8 @@ async def test_old_tickets_are_deleted_and_younger_ones_are_kept(
     assert await sql.fetchval("select array_agg(id) from procrastinate_jobs") == [old + 1]
 
 
-async def test_queues_tasks_locks_and_tickets_can_be_listed(app: procrastinate.App) -> None:
-    queue = app.job_manager
+async def test_queues_tasks_locks_and_tickets_can_be_listed(tickets: procrastinate.App) -> None:
+    queue = tickets.job_manager
     made = await queue.defer_job_async(job(lock="l"))
     assert [j.id for j in await queue.list_jobs_async(id=made.id, status="todo")] == [made.id]
     for rows, name in (
@@ -168,16 +168,16 @@ async def test_queues_tasks_locks_and_tickets_can_be_listed(app: procrastinate.A
     assert await queue.check_connection_async()
 
 
-async def test_a_periodic_ticket_is_deferred_once(app: procrastinate.App) -> None:
+async def test_a_periodic_ticket_is_deferred_once(tickets: procrastinate.App) -> None:
     periodic = job(task_kwargs={"timestamp": 60})
-    assert await app.job_manager.defer_periodic_job(periodic, "p", 60)
-    assert await app.job_manager.defer_periodic_job(periodic, "p", 60) is None
+    assert await tickets.job_manager.defer_periodic_job(periodic, "p", 60)
+    assert await tickets.job_manager.defer_periodic_job(periodic, "p", 60) is None
 
 
-async def test_a_queueing_lock_is_named_whatever_it_is_called(app: procrastinate.App) -> None:
-    await app.job_manager.defer_job_async(job(queueing_lock="x)y"))
+async def test_a_queueing_lock_is_named_whatever_it_is_called(tickets: procrastinate.App) -> None:
+    await tickets.job_manager.defer_job_async(job(queueing_lock="x)y"))
     with pytest.raises(exceptions.AlreadyEnqueued, match=re.escape("lock x)y")) as caught:
-        await app.job_manager.defer_job_async(job(queueing_lock="x)y"))
+        await tickets.job_manager.defer_job_async(job(queueing_lock="x)y"))
     cause = caught.value.__cause__
     assert isinstance(cause, exceptions.UniqueViolation)
     assert (cause.constraint_name, cause.queueing_lock) == (
@@ -187,17 +187,17 @@ async def test_a_queueing_lock_is_named_whatever_it_is_called(app: procrastinate
 
 
 async def test_a_ticket_belongs_to_the_transaction_of_its_caller(
-    app: procrastinate.App, raw: asyncpg.Connection, sql: asyncpg.Connection
+    tickets: procrastinate.App, raw: asyncpg.Connection, sql: asyncpg.Connection
 ) -> None:
     transaction = raw.transaction()
     await transaction.start()
-    await app.job_manager.defer_job_async(job(), connection=raw)
+    await tickets.job_manager.defer_job_async(job(), connection=raw)
     await transaction.rollback()
     assert await sql.fetchval("select count(*) from procrastinate_jobs") == 0
     async with raw.transaction():
-        made = await app.job_manager.defer_job_async(job(), connection=raw)
+        made = await tickets.job_manager.defer_job_async(job(), connection=raw)
         assert made.id
-        assert await app.job_manager.get_job_status_async(made.id, connection=raw)
+        assert await tickets.job_manager.get_job_status_async(made.id, connection=raw)
         assert await sql.fetchval("select count(*) from procrastinate_jobs") == 0
     assert await sql.fetchval("select count(*) from procrastinate_jobs") == 1
 
