@@ -23,7 +23,7 @@ from test_error_shape import UNKNOWN, serving
 from app import client
 from app.auth import authenticate
 from app.db import Database
-from app.limits import WaitSlots, wait_slot
+from app.limits import WaitSlots, wait_slot, wait_slots
 from app.settings import NO_LIMITS, Limits
 from app.wire import json_response
 
@@ -593,12 +593,11 @@ async def test_slots_that_a_process_keeps_last_and_those_of_a_dead_one_do_not(
 
 
 async def test_a_process_that_ends_gives_its_slots_back(
-    slots: Callable[[], WaitSlots], take: Take, sql: asyncpg.Connection
+    database: Database, take: Take, sql: asyncpg.Connection
 ) -> None:
-    ending = slots()
-    for _ in range(20):
-        await take(ending)
-    await ending.close()
+    async with wait_slots(database, Limits(waits=20)) as ending:
+        taken = [await take(ending) for _ in range(20)]
+        assert None not in [slot for slot, _, _ in taken]
     assert await sql.fetchval("select count(*) from wait_slots") == 0
 
 
