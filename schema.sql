@@ -1701,7 +1701,8 @@ create table if not exists webhook_deliveries (
   endpoint_id uuid references webhook_endpoints on delete cascade,  -- null: job.webhook_url
   url text not null,
   host text not null
-    generated always as (lower(substring(url from '^[A-Za-z]+://(\[[^]]*\]|[^/?#:]*)'))) stored,
+    generated always as (coalesce(
+      lower(substring(url from '^[A-Za-z]+://(\[[^]]*\]|[^/?#:]*)')), '')) stored,
   type text not null
     check (type in ('job.completed', 'job.failed', 'job.processing', 'job.progress')),
   payload text not null check (octet_length(payload) < 20000),  -- what is signed and sent
@@ -1811,8 +1812,13 @@ begin
     where new.webhook_url is not null and new.status in ('completed', 'failed')
     union all
     select e.id, e.url
-    from webhook_endpoints e
-    where e.project_id = new.project_id and e.enabled and v_type = any (e.types)
+    from (  -- locked, so that an endpoint that is being deleted cannot fail the end of a job
+      select id, url
+      from webhook_endpoints
+      where project_id = new.project_id and enabled and v_type = any (types)
+      order by id
+      for key share
+    ) e
   ) target
   where v_type <> 'job.progress' or not exists (
     select from webhook_deliveries d
@@ -1901,7 +1907,7 @@ $$;
 -- Note an attempt and what follows from it: without an error it is delivered; without
 -- p_retry_seconds it is dead; else it is due again later. p_gone disables the endpoint, and so does
 -- failing for five days. A lease that has run out means that another attempt decides, unless this
--- one has succeeded. Answers the state, or null when the delivery is no longer there.
+-- one has succeeded. Answers the state, or null when this attempt decides nothing.
 -- Lock order: endpoint, delivery.
 create or replace function webhook_attempted(
   p_id text, p_leased_until timestamptz, p_at timestamptz, p_status int, p_ms int, p_error text,
@@ -1936,6 +1942,9 @@ begin
     ended_at = case when p_error is null or p_retry_seconds is null then baton_now() end
   where id = p_id and state = 'waiting' and (next_attempt_at = p_leased_until or p_error is null)
   returning state into v_state;
+  if not found then
+    return null;
+  end if;
 
   if p_error is null then
     update webhook_endpoints

@@ -255,6 +255,36 @@ async def test_beginnings_and_progress_are_told_to_those_who_ask_and_not_too_oft
     }
 
 
+async def test_a_webhook_that_is_being_deleted_does_not_fail_the_end_of_a_job(
+    site: Site, dsn: str
+) -> None:
+    going, _ = await site.endpoint("http://a.example/")
+    await site.endpoint("http://b.example/")
+    deleting = await asyncpg.connect(dsn)
+    transaction = deleting.transaction()
+    await transaction.start()
+    await deleting.execute("select delete_webhook($1, $2)", site.user, going)
+    ending = asyncio.create_task(site.failed())
+    waiting = "select exists (select from pg_stat_activity where wait_event_type = 'Lock')"
+    async with asyncio.timeout(10):
+        while not await deleting.fetchval(waiting):
+            await asyncio.sleep(0.01)
+    await transaction.commit()
+    await deleting.close()
+    await ending
+    assert [d["host"] for d in await site.deliveries()] == ["b.example"]
+
+
+async def test_a_url_that_is_none_does_not_fail_the_end_of_a_job(
+    site: Site, deliverer: Deliverer
+) -> None:
+    for url in ("", "nonsense", "http://", "http://[", "http://a b/\r\nX: y", "http://a:b/"):
+        await site.failed(url)
+    await deliverer.drain()
+    attempts = await site.attempts()
+    assert len(attempts) >= 5 and all(a["error"] for a in attempts)
+
+
 async def test_a_disabled_endpoint_and_other_projects_are_told_nothing(
     site: Site, receiver: Receiver
 ) -> None:
@@ -637,7 +667,7 @@ async def test_a_message_outlives_kill_9_of_its_worker_and_the_loss_of_all_conne
         got.verified(secret)
 
 
-async def test_a_late_success_counts_so_that_nobody_sends_it_again(site: Site) -> None:
+async def test_a_late_failure_counts_for_nothing_and_a_late_success_for_good(site: Site) -> None:
     await site.endpoint("http://127.0.0.1:9/")
     await site.failed()
     claim = "select * from claim_webhooks(10, 4, '{}', '{}', 45)"
@@ -645,6 +675,11 @@ async def test_a_late_success_counts_so_that_nobody_sends_it_again(site: Site) -
     await site.pass_time(46)
     [second] = await site.sql.fetch(claim)
     assert second["id"] == first["id"]
+    failed = "select webhook_attempted($1, $2, now(), 500, 5, 'Late.', null, false)"
+    assert await site.sql.fetchval(failed, first["id"], first["leased_until"]) is None
+    [waiting] = await site.deliveries()
+    assert (waiting["state"], waiting["attempt"]) == ("waiting", 0)
+    assert waiting["next_attempt_at"] == second["leased_until"]
     late = "select webhook_attempted($1, $2, now(), 200, 5, null, null, false)"
     assert await site.sql.fetchval(late, first["id"], first["leased_until"]) == "delivered"
 
