@@ -283,6 +283,7 @@ async def new_caller(
             base_url=f"{base_url}/api/v1",
             headers={"Authorization": f"Bearer {key}"},
             trust_env=False,
+            timeout=30,  # on a busy machine many requests at once take long
         )
         clients.append(http)
         return Caller(str(user_id), str(project_id), key, http)

@@ -52,6 +52,9 @@ class Connection:
         except (OSError, TimeoutError, asyncio.IncompleteReadError, ValueError) as error:
             self.close()
             raise NoAnswer(repr(error)) from error
+        except asyncio.CancelledError:  # an answer that comes now would be taken for the next one
+            self.close()
+            raise
 
     async def _ask(self, method: str, path: str, body: Any, key: str) -> Answer:
         payload = b"" if body is None else json.dumps(body).encode()
