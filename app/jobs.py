@@ -472,9 +472,14 @@ class Pace:
         """The median times of waiting and running; None without experience."""
         if time.monotonic() - self._measured > PACE_AGE:
             self._measured = time.monotonic()  # before asking: one asks, the others go on
+            try:
+                rows = await self._database.rows("pace")
+            except DatabaseError as error:  # no estimate is worth an error: the job may be stored
+                log.warning("pace not measured", extra={"cause": str(error)})
+                return None
             self._by_kind = {
                 row["kind"]: (timedelta(seconds=row["wait"]), timedelta(seconds=row["run"]))
-                for row in await self._database.rows("pace")
+                for row in rows
             }
         return self._by_kind.get(kind)
 

@@ -134,6 +134,14 @@ async def test_the_estimate_of_a_new_process_is_right_from_its_first_request(
     assert answer.headers["retry-after"] == "15", "never longer than SDKs accept"
 
 
+async def test_an_estimate_that_fails_does_not_hide_that_the_job_is_stored(
+    caller: Caller, sql: asyncpg.Connection
+) -> None:
+    await sql.execute("alter table jobs rename column completed_at to ended_at")
+    answer = await caller.http.post("/handoffs", json={"project_id": caller.project_id})
+    assert (answer.status_code, answer.json()["job"]["eta"]) == (202, None)
+
+
 async def test_a_completed_job_says_what_it_took_and_used(caller: Caller, drain: Drain) -> None:
     await caller.ingest({"title": "feat: a thing"})
     job_id = await caller.submit(job={"metadata": {"ticket": "A-12"}})
