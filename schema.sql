@@ -1147,11 +1147,13 @@ $$;
 
 -- One statement per worker and tick, for all that it runs. Answers the jobs whose lease is still
 -- its own; for the others it has to stop, their result would be refused. Not worth waiting for the
--- disk: a renewal lost in a crash of the server is one that came a moment too late.
+-- disk: a renewal lost in a crash of the server is one that came a moment too late. (A SET of the
+-- function would have ended before the commit.)
 create or replace function renew_leases(
   p_job_ids uuid[], p_lease_tokens uuid[], p_lease_seconds double precision
 ) returns setof uuid
-language sql set synchronous_commit = off as $$
+language sql as $$
+  select set_config('synchronous_commit', 'off', true);
   update leases l
   set expires_at = baton_now() + p_lease_seconds * interval '1 second'
   from unnest(p_job_ids, p_lease_tokens) as held (job_id, lease_token)
@@ -1164,7 +1166,8 @@ $$;
 create or replace function report_progress(
   p_job_ids uuid[], p_lease_tokens uuid[], p_progress jsonb[]
 ) returns setof uuid
-language sql set synchronous_commit = off as $$
+language sql as $$
+  select set_config('synchronous_commit', 'off', true);
   update jobs j
   set progress = reported.progress, rev = rev + 1, updated_at = baton_now()
   from unnest(p_job_ids, p_lease_tokens, p_progress) as reported (job_id, lease_token, progress)

@@ -22,6 +22,15 @@ LEASE = 15.0
 STATUSES = ("pending", "processing", "completed", "failed")
 
 
+async def test_renewals_and_progress_do_not_wait_for_the_disk(sql: asyncpg.Connection) -> None:
+    """Asked in the same transaction, because that is what decides at the commit."""
+    for call in ("renew_leases('{}', '{}', 15)", "report_progress('{}', '{}', '{}')"):
+        async with sql.transaction():
+            assert await sql.fetchval("show synchronous_commit") == "on"
+            await sql.execute(f"select {call}")
+            assert await sql.fetchval("show synchronous_commit") == "off", call
+
+
 class Jobs:
     """The verbs of a job, as the two sides use them."""
 
