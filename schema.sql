@@ -1926,7 +1926,7 @@ begin
   join webhook_endpoints e on e.id = d.endpoint_id
   where d.id = p_id
   for no key update of e;
-  select state into v_state from webhook_deliveries where id = p_id for no key update;
+  perform from webhook_deliveries where id = p_id for no key update;
   if not found then
     return null;
   end if;

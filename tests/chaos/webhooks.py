@@ -10,19 +10,21 @@ from .postgres import in_thread
 from .receiver import Receiver, answer, receiving
 
 JOBS = 40
+FAILURES = 5  # of the first requests
 PATIENCE = 90.0  # seconds; the lease of a dead worker's message is 45
 
 
 @scenario(
     "53",
-    "webhooks on their way: receiver down at first, kill -9 of a worker, PostgreSQL restarted",
+    "webhooks on their way: receiver down at first, kill -9 of the workers, PostgreSQL restarted",
     cluster="own",
 )
 async def webhooks_on_their_way(lab: Lab) -> None:
     async with receiving() as receiver:
-        receiver.answers = [answer(500)] * 5
+        receiver.answers = [answer(500)] * FAILURES
         receiver.delay = 0.3
-        _, [first, _] = await lab.start({"BATON_WEBHOOK_ALLOW": "127.0.0.0/8"})
+        allowed = {"BATON_WEBHOOK_ALLOW": "127.0.0.0/8"}
+        _, workers = await lab.start(allowed)
         sql = await lab.stack.sql()
         secret = await sql.fetchval(
             "select secret from create_webhook($1, $2, $3, '{job.completed,job.failed}')",
@@ -32,8 +34,9 @@ async def webhooks_on_their_way(lab: Lab) -> None:
         )
         jobs = await lab.submit(*["sleep=0.1"] * JOBS)
         await receiver.has(8)
-        first.kill()
-        await lab.stack.worker({"BATON_WEBHOOK_ALLOW": "127.0.0.0/8"})
+        for worker in workers:  # the newest message is on its way in one of them
+            worker.kill()
+        await asyncio.gather(*(lab.stack.worker(allowed) for _ in workers))
         jobs += await lab.submit(*["sleep=0.1"] * JOBS)
         await receiver.has(JOBS // 2)
         await in_thread(lab.postgres.restart, "immediate")
@@ -66,4 +69,6 @@ def _judge(lab: Lab, receiver: Receiver, secret: str, jobs: list[Job]) -> None:
     lab.expect(not lost, f"{len(lost)} jobs were never told")
     times = Counter(got.headers["webhook-id"] for got in receiver.got)
     lab.expect(len(times) == len(jobs), f"{len(times)} message ids for {len(jobs)} jobs")
+    again = len(receiver.got) - len(jobs) - FAILURES
+    lab.expect(again, "no message was on its way when its worker died")
     lab.note(f"{len(receiver.got)} requests, {max(times.values())} at most for a message")
