@@ -264,15 +264,14 @@ def error_body(error: ApiError) -> dict[str, Any]:
     }
 
 
-def _problem(error: ApiError) -> dict[str, Any]:
+def problem(kind: ApiError | type[ApiError], body: dict[str, Any]) -> dict[str, Any]:
     """The same, and what RFC 9457 adds."""
-    body = error_body(error)
-    kind, title = error.problem
+    name, title = kind.problem
     return {
-        "type": kind,
-        "title": title or error.status.phrase,
-        "status": error.status.value,
-        "detail": error.sentence,
+        "type": name,
+        "title": title or kind.status.phrase,
+        "status": kind.status.value,
+        "detail": body["error"],
         "instance": f"urn:request:{body['request_id']}",
         **body,
     }
@@ -285,11 +284,13 @@ def error_response(error: Exception, accept: str = "") -> Response:
         accept: the request's header of that name.
     """
     known = as_api_error(error)
-    problem = _names_problem(accept)
+    body, media_type = error_body(known), "application/json"
+    if _names_problem(accept):
+        body, media_type = problem(known, body), PROBLEM
     return Response(
-        orjson.dumps(_problem(known) if problem else error_body(known)),
+        orjson.dumps(body),
         status_code=known.status,
-        media_type=PROBLEM if problem else "application/json",
+        media_type=media_type,
         headers={"Vary": "Accept", **known.headers},
     )
 

@@ -46,7 +46,6 @@ VARY = "Prefer, Authorization"  # RFC 7240, section 2: whether the client used i
 
 _QUOTED_KEY = re.compile(r'"((?:[\x20-\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"')
 _BARE_KEY = re.compile(r"[\x21\x23-\x7e][\x20-\x7e]*")
-_METADATA = re.compile(r"metadata\[(.{1,64})\]", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +205,8 @@ async def _accepted(request: Request, row: asyncpg.Record) -> Response:
         "deduplicated": row.get("deduplicated", False),
     }
     if not (read and read.row["done"]):
+        # Also for a job that the plan has refused, or that a repeated request finds ended.
+        headers |= {"Location": job.fields["urls"]["self"], **_retry_after(job.poll_after or 0)}
         return json_response(answer, status=202, headers=headers)
     answer["result"] = dict(read.result) if read.result else None
     return json_response(answer, headers={**headers, "ETag": read.etag})
@@ -349,7 +350,7 @@ async def list_jobs(request: Request) -> Response:
         asked.error_code,
         asked.created_after,
         asked.created_before,
-        _metadata(request),
+        asked.metadata,
         asked.idempotency_key,
         *after,
         asked.limit + 1,
@@ -403,17 +404,6 @@ async def _list_some(request: Request, ids: str) -> Response:
 def _etag_of_all(rows: list[asyncpg.Record]) -> str:
     digest = hashlib.sha256("".join(row["id"] + _etag(row, None) for row in rows).encode())
     return f'"{digest.hexdigest()[:32]}"'
-
-
-def _metadata(request: Request) -> dict[str, str] | None:
-    """The pairs of `metadata[key]=value`."""
-    pairs: dict[str, str] = {}
-    for name, value in request.query_params.multi_items():
-        if found := _METADATA.fullmatch(name):
-            if "\0" in name + value:
-                raise InvalidRequest("metadata: must not contain NUL characters.")
-            pairs[found[1]] = value
-    return pairs or None
 
 
 def _cursor(row: asyncpg.Record) -> str:

@@ -25,8 +25,9 @@ from app import errors, events, jobs, limits, resources, schemas, stream, webhoo
 from app.auth import authenticate
 from app.background import background, watch_loop
 from app.db import applied_version, current_version, open_database
+from app.docs import page
 from app.logs import request_id
-from app.openapi import Operation, document, page
+from app.openapi import Operation, document
 from app.queue import hung_bell
 from app.settings import Settings
 from app.sweeper import Sweeper
@@ -66,9 +67,10 @@ OPERATIONS = (
         handler=jobs.create_handoff,
         limits=("default", "generate"),
         body=schemas.HandoffRequest,
+        headers=("Idempotency-Key", "Prefer"),
         response=schemas.Accepted,
         status=202,
-        errors=(422,),
+        ended=schemas.Ended,
         tag="Ask",
     ),
     Operation(
@@ -77,9 +79,10 @@ OPERATIONS = (
         handler=jobs.create_correlation,
         limits=("default", "generate"),
         body=schemas.CorrelationRequest,
+        headers=("Idempotency-Key", "Prefer"),
         response=schemas.Accepted,
         status=202,
-        errors=(422,),
+        ended=schemas.Ended,
         tag="Ask",
     ),
     Operation(
@@ -88,9 +91,10 @@ OPERATIONS = (
         handler=jobs.create_onboarding,
         limits=("default", "generate"),
         body=schemas.OnboardingRequest,
+        headers=("Idempotency-Key", "Prefer"),
         response=schemas.Accepted,
         status=202,
-        errors=(422,),
+        ended=schemas.Ended,
         tag="Ask",
     ),
     Operation(
@@ -99,9 +103,10 @@ OPERATIONS = (
         handler=jobs.create_architecture,
         limits=("default", "generate"),
         body=schemas.ArchitectureRequest,
+        headers=("Idempotency-Key", "Prefer"),
         response=schemas.Accepted,
         status=202,
-        errors=(422,),
+        ended=schemas.Ended,
         tag="Ask",
     ),
     Operation(
@@ -110,9 +115,10 @@ OPERATIONS = (
         handler=jobs.create_release_notes,
         limits=("default", "generate"),
         body=schemas.ReleaseNotesRequest,
+        headers=("Idempotency-Key", "Prefer"),
         response=schemas.Accepted,
         status=202,
-        errors=(422,),
+        ended=schemas.Ended,
         tag="Ask",
     ),
     Operation(
@@ -120,6 +126,7 @@ OPERATIONS = (
         path=f"{P}/jobs/{{job_id}}",
         handler=jobs.read_job,
         limits=("poll",),
+        headers=("Prefer", "If-None-Match"),
         response=schemas.JobResponse,
         errors=(410,),
         tag="Ask",
@@ -130,6 +137,7 @@ OPERATIONS = (
         handler=jobs.list_jobs,
         polls_with="ids",
         query=schemas.JobsQuery,
+        headers=("Prefer", "If-None-Match"),
         response=schemas.JobList,
         tag="Ask",
     ),
@@ -146,9 +154,11 @@ OPERATIONS = (
         path=f"{P}/jobs/{{job_id}}/retry",
         handler=jobs.retry_job,
         limits=("default", "generate"),
+        headers=("Idempotency-Key", "Prefer"),
         response=schemas.Accepted,
         status=202,
-        errors=(400, 409, 410, 422),
+        ended=schemas.Ended,
+        errors=(409, 410),
         tag="Ask",
     ),
     Operation(
@@ -166,7 +176,9 @@ OPERATIONS = (
         handler=stream.read_events,
         limits=("poll",),
         query=schemas.JobEventsQuery,
+        headers=("Last-Event-ID",),
         response=schemas.JobEventList,
+        stream=True,
         errors=(410,),
         tag="Ask",
     ),

@@ -1,21 +1,21 @@
-"""The OpenAPI document and its page, made from the route table and the types.
+"""The OpenAPI document, made from the route table and the types.
 
-The one rule: nothing is typed twice. A route says which types it takes and gives; which errors it
-can answer follows from that.
+The one rule: nothing is typed twice. A route says what it takes and gives; which errors it can
+answer, and which headers come with an answer, follows from that.
 """
 
-import html
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+import re
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import orjson
 from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
+from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app import __version__, schemas
+from app import __version__, errors, schemas
 from app.limits import Policy
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -27,13 +27,16 @@ class Operation:
 
     method: Literal["GET", "POST", "PATCH", "DELETE"]
     path: str
-    handler: Handler  # its docstring is the summary
+    handler: Handler  # the first sentence of its docstring is the summary
     response: type[BaseModel] | None  # None: no body
     tag: str
     body: type[BaseModel] | None = None
     body_types: tuple[str, ...] = ("application/json",)
     query: type[BaseModel] | None = None
+    headers: tuple[str, ...] = ()  # that it reads; `HEADERS` explains them
     status: int = 200
+    ended: type[BaseModel] | None = None  # what a 200 holds instead, when `Prefer: wait` was met
+    stream: bool = False  # sends `text/event-stream` to those who prefer it
     errors: tuple[int, ...] = ()  # beside those that follow from what it takes
     public: bool = False  # needs no key, and so has no limits
     limits: tuple[Policy, ...] = ("default",)
@@ -50,23 +53,236 @@ class Operation:
         return ("poll",) if self.polls_with in request.query_params else self.limits
 
 
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """An error as the document tells it."""
+
+    kind: type[errors.ApiError]
+    meaning: str
+    example: str  # a sentence
+
+    @property
+    def name(self) -> str:
+        """Among the components."""
+        return self.kind.code.title().replace("_", "")
+
+
 # What each error means, once. Which of them a route can answer is decided in `_errors`.
 ERRORS = {
-    400: "A field is missing or wrong; `error` names it.",
-    401: "The key is missing, malformed, unknown or revoked.",
-    403: "Visible, but only an owner or admin of the project may do this.",
-    404: "Unknown, or not visible to this key; the two look alike.",
-    408: "The body did not arrive in time.",
-    409: "What is there now does not allow this; `error` says why.",
-    410: "The job has been deleted.",
-    413: "The body is over the limit.",
-    414: "The path and query are over the limit.",
-    415: "The body is of a type that this route does not read.",
-    422: "The `Idempotency-Key` stands for another request.",
-    429: "Too many requests for now; try again after `Retry-After`.",
-    431: "The headers are over the limit.",
-    500: "Unexpected; the log has it by the request id.",
-    503: "The database is away or too slow; try again after `Retry-After`.",
+    int(fault.kind.status): fault
+    for fault in (
+        Fault(
+            errors.InvalidRequest,
+            "A field is missing or wrong; `error` names it.",
+            "lookbackDays: must be greater than or equal to 1.",
+        ),
+        Fault(
+            errors.Unauthorized,
+            "The key is missing, malformed, unknown or revoked.",
+            "Send a valid API key as 'Authorization: Bearer fr_…'.",
+        ),
+        Fault(
+            errors.Forbidden,
+            "Visible, but only an owner or admin of the project may do this.",
+            "Only an owner or admin of the project may do this to its webhooks.",
+        ),
+        Fault(
+            errors.NotFound,
+            "Unknown, or not visible to this key; the two look alike.",
+            "job_id: no job with this id is visible to this key.",
+        ),
+        Fault(
+            errors.RequestTimeout,
+            "The body did not arrive in time.",
+            "The body did not arrive within 10 s.",
+        ),
+        Fault(
+            errors.Conflict,
+            "What is there now does not allow this; `error` says why.",
+            "The job has not ended yet; cancel it first.",
+        ),
+        Fault(errors.Gone, "The job has been deleted.", "This job has been deleted."),
+        Fault(
+            errors.PayloadTooLarge,
+            "The body is over the limit.",
+            "The body is larger than 256 KiB, the limit of this route.",
+        ),
+        Fault(
+            errors.UriTooLong,
+            "The path and query are over the limit.",
+            "The path and query are longer than 8 KiB.",
+        ),
+        Fault(
+            errors.UnsupportedMediaType,
+            "The body is of a type that this route does not read.",
+            "Content-Type: must be application/json.",
+        ),
+        Fault(
+            errors.IdempotencyKeyReuse,
+            "The `Idempotency-Key` stands for another request.",
+            "Idempotency-Key: was used for another request.",
+        ),
+        Fault(
+            errors.RateLimited,
+            "Too many requests for now, or with the code `too_many_waits` too many that wait, or "
+            "with `queue_full` too many unfinished jobs; try again after `Retry-After`.",
+            "Too many requests. Please wait a moment and try again.",
+        ),
+        Fault(
+            errors.HeadersTooLarge,
+            "The headers are over the limit.",
+            "cookie: the headers are larger than 16 KiB together.",
+        ),
+        Fault(
+            errors.ApiError,
+            "Unexpected; the log has it by the request id.",
+            "Something unexpected went wrong; the log has it by the request id.",
+        ),
+        Fault(
+            errors.Unavailable,
+            "The database is away or too slow; try again after `Retry-After`.",
+            "The database does not answer right now. Try again shortly.",
+        ),
+    )
+}
+
+TAGS = {
+    "Ask": "Ask for an artifact, follow the job that makes it, end it, try again.",
+    "Artifacts": "Handoffs and insights that are there.",
+    "Projects and events": "What the key may see, and the activity that artifacts are made from.",
+    "Webhooks": "Who is told how jobs end, and what became of each message.",
+    "Health": "Whether the service is up; needs no key.",
+}
+
+ABOUT = """\
+**Ask, then poll.** A `POST` that asks for an artifact answers `202` as soon as the job is stored;
+from then on it ends, whatever crashes. Read `Location` again after `Retry-After` seconds until
+`job.done` is true: then `status` is `completed`, and `result` is the artifact, or `failed`, and
+`error` says why. These two are the only statuses that end a job, for ever.
+
+**Without polling.** With `Prefer: wait=20` the same requests answer when the job has ended, or
+after 20 seconds (25 at most) with what there is; a `POST` then answers `200` if it has ended. With
+`If-None-Match` a `GET` waits for any change, and answers `304` if there was none.
+`GET /jobs/{job_id}/events` streams the changes, and webhooks tell the end of each job.
+
+**Safe repeats.** Send an `Idempotency-Key` of your own with a `POST`, and repeat the request with
+the same key until an answer arrives: the same key is the same job. It counts for a day at least.
+
+**Limits.** `RateLimit-Policy` tells the quotas of a route, `RateLimit` what is left of them.
+Reading jobs has a quota of its own, so polling takes nothing from the rest.
+
+**Errors.** Every body of an error has a sentence `error` and a `code`; with
+`Accept: application/problem+json` also the members of RFC 9457. A verb that a path does not know
+is `405` with `Allow`. Each `GET` answers `HEAD` too.
+
+**Growth.** Answers may get more fields; ignore what you do not know. Query parameters that are not
+listed are ignored, unknown fields of a body are refused. Ids are opaque. Text must not hold NUL.
+"""
+
+
+def _header(description: str, *, required: bool = False, **schema: Any) -> dict[str, Any]:
+    shown = {"description": description, "schema": {"type": "string", **schema}}
+    return shown | {"required": True} if required else shown
+
+
+# What a client may send. `Accept` and `Authorization` are told by media types and security.
+HEADERS = {
+    "X-Request-Id": _header(
+        "The caller's own id of the request; another one is made if it is longer than 128 "
+        "characters or has others than letters, digits and `._:-`.",
+        example="5f0c7a52c1e84a6f",
+    ),
+    "Idempotency-Key": _header(
+        "What the caller calls this request, quoted or bare; asked so again, the answer is the "
+        "same job. With another body it is 422.",
+        pattern=r'^("([ !#-\[\]-~]|\\["\\]){1,255}"|[!#-~][ -~]{0,254})$',
+        example='"8e03978e-40d5-43e8-bc93-6894a57f9324"',
+    ),
+    "Prefer": _header(
+        "RFC 7240. `wait=N`: answer when the job has ended, or after N seconds, at most 25. "
+        "`respond-async`: what happens anyway. What cannot be met is ignored.",
+        example="wait=10",
+    ),
+    "If-None-Match": _header(
+        "The `ETag` of an earlier answer: 304 if nothing has changed; with `Prefer: wait` any "
+        "change ends the wait.",
+        example='"7"',
+    ),
+    "Last-Event-ID": _header(
+        "The `seq` of the last event that arrived, as browsers send it; wins over `after`.",
+        pattern="^[0-9]{1,15}$",
+        example="3",
+    ),
+}
+
+# What comes with answers. Which of them is decided in `_answer_headers`.
+ANSWER_HEADERS = {
+    "X-Request-Id": _header(
+        "Also in every log line of the request.", required=True, pattern="^[A-Za-z0-9._:-]{1,128}$"
+    ),
+    "RateLimit-Policy": _header(
+        "The quotas that apply: `q` requests in any `w` seconds, or at once.",
+        example='"default";q=60;w=60, "generate";q=10;w=60',
+    ),
+    "RateLimit": _header(
+        "What remains (`r`), and the seconds until there is more (`t`).",
+        example='"default";r=57;t=41, "generate";r=9;t=41',
+    ),
+    "Retry-After": _header(
+        "Seconds to wait before asking again; while a job is not done, by how long such jobs take.",
+        type="integer",
+        minimum=0,
+        example=2,
+    ),
+    "retry-after-ms": _header("The same in milliseconds.", type="integer", minimum=0, example=1800),
+    "Location": _header("What to poll.", format="uri-reference"),
+    "Operation-Location": _header("The same with the host.", required=True, format="uri"),
+    "Idempotent-Replayed": _header(
+        "The `Idempotency-Key` was known: this is the job of the first request.", enum=["true"]
+    ),
+    "Preference-Applied": _header("What of `Prefer` was done.", example="respond-async, wait=10"),
+    "ETag": _header("Changes with everything that the answer shows but estimates.", example='"7"'),
+    "Cache-Control": _header("`no-store`.", required=True, enum=["no-store"]),
+    "Vary": _header("Which request headers the answer depends on.", required=True),
+    "Server-Timing": _header(
+        "How long the job waited and ran, in milliseconds.", example="queue;dur=824, run;dur=3391"
+    ),
+    "Link": _header('The next page, `rel="next"`; absent on the last.'),
+    "WWW-Authenticate": _header("`Bearer`.", required=True, enum=["Bearer"]),
+}
+
+# What is told to webhooks, and when.
+WEBHOOKS = {
+    "job.completed": "A job has ended with an artifact.",
+    "job.failed": "A job has ended without one: failed, cancelled or timed out; see `error_code`.",
+    "job.processing": "A worker has begun a job. Only for those who ask for it.",
+    "job.progress": "A running job has moved on, at most every 5 seconds. Only for those who ask.",
+}
+# The headers of a message, with an example of each.
+WEBHOOK_HEADERS = {
+    "webhook-id": (
+        "The id of the message, the same on every attempt: drop what you have had already.",
+        "msg_019ab3f27a107b528c3f0e1d2c3b4a59",
+    ),
+    "webhook-timestamp": ("Seconds since 1970 at this attempt; refuse what is old.", "1795507200"),
+    "webhook-signature": (
+        "`v1,` and the HMAC-SHA256 of `id.timestamp.body` in base64, by the webhook's secret; "
+        "after a rotation two of them for a day, with a space between. Any library of Standard "
+        "Webhooks verifies it.",
+        "v1,K5oZfzN95Z9UVu1EsfQmfVNQhnkZ2pj9o9NDN/H/pI4=",
+    ),
+    "ce-specversion": ("CloudEvents in binary mode.", "1.0"),
+    "ce-id": ("As `webhook-id`.", "msg_019ab3f27a107b528c3f0e1d2c3b4a59"),
+    "ce-type": ("As `type` in the body.", "job.completed"),
+    "ce-source": ("The project.", "/api/v1/projects/019ab3f2-6f2e-7c1a-9d0e-5b7c8a1e2f30"),
+    "ce-subject": ("The job.", "019ab3f2-7a10-7b52-8c3f-0e1d2c3b4a59"),
+    "ce-time": ("When the message was made.", "2026-11-24T08:00:00Z"),
+}
+WEBHOOK_ANSWERS = {
+    "2XX": "Received. Answer within 20 seconds and do the work later.",
+    "410": "Not wanted any more: the webhook is disabled.",
+    "429": "Later, please: `Retry-After` is honoured, as with 502, 503 and 504.",
+    "default": "Not received: ten attempts in 75 hours. Redirects are not followed.",
 }
 
 _ID = "019ab3f2-6f2e-7c1a-9d0e-5b7c8a1e2f30"
@@ -127,6 +343,27 @@ _PENDING: dict[str, Any] = {
     "eta": {"start_at": _AT, "done_at": "2026-11-24T08:00:01Z", "basis": "p50_last_200"},
     "timings": {"queue_ms": None, "run_ms": None, "total_ms": None},
     "usage": {**_USAGE, "credits": 0},
+}
+_PROCESSING: dict[str, Any] = {
+    **_PENDING,
+    "status": "processing",
+    "attempt": 1,
+    "started_at": _AT,
+    "progress": {"value": 0.4, "step": "generating", "message": "3 of 7 sources"},
+    "queue": None,
+    "timings": {"queue_ms": 4, "run_ms": None, "total_ms": None},
+}
+_FAILED: dict[str, Any] = {
+    **_PROCESSING,
+    "status": "failed",
+    "error": "Cancelled by the caller.",
+    "error_code": "cancelled",
+    "error_meta": {"retryable": True, "stage": "generating", "attempts": 1},
+    "done": True,
+    "outcome": "cancelled",
+    "completed_at": _AT,
+    "cancel_requested_at": _AT,
+    "timings": {"queue_ms": 4, "run_ms": 87, "total_ms": 91},
 }
 _HANDOFF = {
     "id": _ID,
@@ -221,6 +458,28 @@ _DELIVERY = {
         {"at": _AT, "status": 503, "ms": 41, "error": "Answered 503 Service Unavailable."}
     ],
 }
+_SNAPSHOT = {
+    "status": "pending",
+    "attempt": 0,
+    "outcome": None,
+    "error": None,
+    "error_code": None,
+    "progress": None,
+}
+_JOB_EVENT = {"seq": 1, "type": "job.pending", "at": _AT, "data": _SNAPSHOT}
+_STREAM = "\n".join(
+    (
+        "retry: 2000",
+        "",
+        "id: 1",
+        "event: job.pending",
+        f"data: {orjson.dumps(_JOB_EVENT).decode()}",
+        "",
+        ": ka",
+        "",
+        "",
+    )
+)
 # One example a type; a test holds them to their types.
 EXAMPLES: dict[type[BaseModel], Any] = {
     schemas.HandoffRequest: {"project_id": _ID, "sources": ["github"]},
@@ -237,26 +496,22 @@ EXAMPLES: dict[type[BaseModel], Any] = {
         "urls": _URLS,
         "deduplicated": False,
     },
+    schemas.Ended: {
+        "jobId": _JOB_ID,
+        "status": "completed",
+        "job": _JOB,
+        "urls": _URLS,
+        "deduplicated": False,
+        "result": _HANDOFF,
+    },
+    schemas.WebhookMessage: {
+        "type": "job.completed",
+        "timestamp": _AT,
+        "data": {"job": _JOB, "result_url": _URLS["self"]},
+    },
     schemas.JobList: {"jobs": [_JOB], "next_cursor": None},
     schemas.JobResponse: {"job": _JOB, "result": _HANDOFF},
-    schemas.JobEventList: {
-        "events": [
-            {
-                "seq": 1,
-                "type": "job.pending",
-                "at": _AT,
-                "data": {
-                    "status": "pending",
-                    "attempt": 0,
-                    "outcome": None,
-                    "error": None,
-                    "error_code": None,
-                    "progress": None,
-                },
-            }
-        ],
-        "done": False,
-    },
+    schemas.JobEventList: {"events": [_JOB_EVENT], "done": False},
     schemas.HandoffResponse: {"handoff": _HANDOFF},
     schemas.InsightResponse: {"insight": _INSIGHT},
     schemas.HandoffList: {"handoffs": [_HANDOFF]},
@@ -302,86 +557,113 @@ EXAMPLES: dict[type[BaseModel], Any] = {
     schemas.DeliveryList: {"deliveries": [_DELIVERY]},
     schemas.DeliveryResponse: {"delivery": _DELIVERY},
     schemas.Health: {"status": "ok"},
-    schemas.Error: {
-        "error": "lookbackDays: must be greater than or equal to 1.",
-        "code": "invalid_request",
-        "request_id": "5f0c7a52c1e84a6f",
-    },
-    schemas.TooManyRequests: {
-        "error": "Too many requests. Please wait a moment and try again.",
-        "code": "rate_limited",
-        "request_id": "5f0c7a52c1e84a6f",
-        "detail": "60 requests per 60 s for this key",
-        "violated-policies": ["default"],
-    },
 }
+
+
+class _Untitled(GenerateJsonSchema):
+    """A title that only repeats a field's name becomes the name of a type in generated clients."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        """Never."""
+        return False
 
 
 def document(operations: Sequence[Operation]) -> dict[str, Any]:
     """The OpenAPI 3.1 document of a route table."""
-    inputs = {t for o in operations for t in (o.body, o.query) if t}
-    outputs = {o.response for o in operations if o.response}
-    outputs |= {schemas.Error, schemas.TooManyRequests}
+    queries = {o.query for o in operations if o.query}
+    inputs = {o.body for o in operations if o.body} | queries
+    outputs = {model for o in operations for model in (o.response, o.ended) if model}
+    outputs |= {schemas.Error, schemas.TooManyRequests, schemas.Problem, schemas.WebhookMessage}
     modes: list[tuple[type[BaseModel], Literal["validation", "serialization"]]] = [
         *((t, "validation") for t in sorted(inputs, key=lambda t: t.__name__)),
         *((t, "serialization") for t in sorted(outputs, key=lambda t: t.__name__)),
     ]
-    refs, definitions = models_json_schema(modes, ref_template="#/components/schemas/{model}")
+    refs, made = models_json_schema(
+        modes, ref_template="#/components/schemas/{model}", schema_generator=_Untitled
+    )
+    types = made["$defs"]
+    asked = {query: types.pop(query.__name__) for query in queries}  # they become parameters
     paths: dict[str, dict[str, Any]] = {}
     for operation in operations:
-        described = _operation(operation, refs, definitions["$defs"])
+        described = _operation(operation, refs, asked)
         paths.setdefault(operation.path, {})[operation.method.lower()] = described
+    used = {o.tag for o in operations}
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "Baton",
             "version": __version__,
             "summary": "Handoffs and insights about a team's work.",
-            "description": "Ask for an artifact, get a job id, poll the job until it has ended.",
+            "description": ABOUT,
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
-        "servers": [{"url": "/"}],
+        "servers": [{"url": "/", "description": "The server that this document came from."}],
         "security": [{"key": []}],
+        "tags": [{"name": n, "description": text} for n, text in TAGS.items() if n in used],
         "paths": paths,
+        "webhooks": {
+            kind: {"post": _webhook(kind, refs[schemas.WebhookMessage, "serialization"])}
+            for kind in get_args(schemas.WebhookType)
+        },
         "components": {
-            "schemas": definitions["$defs"],
+            "schemas": types,
+            "parameters": {
+                name: {"name": name, "in": "header", **header} for name, header in HEADERS.items()
+            },
+            "headers": ANSWER_HEADERS,
+            "responses": {fault.name: _fault(fault, refs) for fault in ERRORS.values()},
             "securitySchemes": {
-                "key": {"type": "http", "scheme": "bearer", "description": "`fr_…`"}
+                "key": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "An API key, `fr_…`, of `baton key create`.",
+                }
             },
         },
     }
 
 
 def _operation(
-    operation: Operation, refs: dict[Any, Any], definitions: dict[str, Any]
+    operation: Operation, refs: dict[Any, Any], asked: dict[type[BaseModel], dict[str, Any]]
 ) -> dict[str, Any]:
+    summary, more = _sentences(operation.handler.__doc__ or "")
     described: dict[str, Any] = {
         "operationId": operation.name,
         "tags": [operation.tag],
-        "summary": (operation.handler.__doc__ or "").strip().split("\n")[0],
-        "parameters": [*_path_parameters(operation), *_query_parameters(operation, definitions)],
+        "summary": summary,
+        "parameters": [
+            *_path_parameters(operation),
+            *(_query_parameters(asked[operation.query]) if operation.query else ()),
+            *(
+                {"$ref": f"#/components/parameters/{name}"}
+                for name in (*operation.headers, "X-Request-Id")
+            ),
+        ],
         "responses": {
-            str(operation.status): _success(operation, refs),
             **{
-                str(status): {
-                    "description": ERRORS[status],
-                    "content": _content(error, refs[error, "serialization"]),
-                    "headers": _headers(operation, status),
-                }
+                str(status): _success(operation, status, model, refs)
+                for status, model in _successes(operation).items()
+            },
+            **{
+                str(status): {"$ref": f"#/components/responses/{ERRORS[status].name}"}
                 for status in _errors(operation)
-                for error in [schemas.TooManyRequests if status == 429 else schemas.Error]
             },
         },
     }
+    if more:
+        described["description"] = more
     if operation.body:
         schema = refs[operation.body, "validation"]
         described["requestBody"] = {
             "required": True,
             "content": {
                 media_type: (
-                    _content(operation.body, schema)["application/json"]
+                    {"schema": schema, "example": EXAMPLES[operation.body]}
                     if media_type == "application/json"
-                    else {"schema": {"type": "string", "description": "One JSON object a line."}}
+                    else {
+                        "schema": {"type": "string", "description": "One JSON object a line."},
+                        "example": orjson.dumps(_EVENT).decode() + "\n",
+                    }
                 )
                 for media_type in operation.body_types
             },
@@ -391,19 +673,160 @@ def _operation(
     return described
 
 
-def _success(operation: Operation, refs: dict[Any, Any]) -> dict[str, Any]:
-    headers = _headers(operation, operation.status)
-    if operation.response is None:
-        return {"description": "Done.", "headers": headers}
+def _sentences(docstring: str) -> tuple[str, str]:
+    """The first sentence, and the others; as text that does not care about lines."""
+    text = _flat(docstring)
+    found = re.search(r"\.(?=\s|$)", text)
+    end = found.end() if found else len(text)
+    return text[:end], text[end:].strip()
+
+
+def _successes(operation: Operation) -> dict[int, type[BaseModel] | None]:
+    """What it answers when all is well, by status; None: no body."""
+    answers: dict[int, type[BaseModel] | None] = {}
+    if operation.ended:
+        answers[200] = operation.ended
+    answers[operation.status] = operation.response
+    if operation.stream:
+        answers[204] = None
+    if "If-None-Match" in operation.headers:
+        answers[304] = None
+    return answers
+
+
+_WITHOUT_BODY = {
+    204: "Done.",
+    304: "Nothing has changed since the answer with this `ETag`.",
+}
+
+
+def _success(
+    operation: Operation, status: int, model: type[BaseModel] | None, refs: dict[Any, Any]
+) -> dict[str, Any]:
+    headers = _references("headers", _answer_headers(operation, status, model))
+    if model is None:
+        told = _WITHOUT_BODY[status]
+        if operation.stream:
+            told = "The job has ended and there is no event left to stream: do not come back."
+        return {"description": told, "headers": headers}
+    content = {"application/json": _content(model, refs)}
+    if operation.stream:
+        content["text/event-stream"] = {
+            "schema": {"type": "string", "description": "Server-Sent Events."},
+            "example": _STREAM,
+        }
+    return {"description": _flat(model.__doc__ or ""), "headers": headers, "content": content}
+
+
+def _answer_headers(
+    operation: Operation, status: int, model: type[BaseModel] | None
+) -> Iterator[str]:
+    """Which headers come with an answer that is no error."""
+    fields = set(model.model_fields) if model else set()
+    yield "X-Request-Id"
+    if not operation.public:
+        yield from ("RateLimit-Policy", "RateLimit")
+    if operation.stream:
+        yield from ("Cache-Control", "Vary")
+    if "secret" in fields:
+        yield "Cache-Control"
+    if status == 202:
+        yield from ("Location", "Retry-After")
+    if fields & {"job", "jobs"} or status == 304:
+        yield from ("Cache-Control", "Vary", "Retry-After", "retry-after-ms")
+    if "job" in fields or (status == 304 and "{job_id}" in operation.path):
+        yield from ("Location", "Server-Timing")
+    yield from _asked_headers(operation, status)
+    if "next_cursor" in fields:
+        yield "Link"
+
+
+def _asked_headers(operation: Operation, status: int) -> Iterator[str]:
+    """Which come because of what the request may say."""
+    if "Idempotency-Key" in operation.headers:
+        yield from ("Operation-Location", "Idempotent-Replayed")
+    if "Prefer" in operation.headers:
+        yield "Preference-Applied"
+    if "If-None-Match" in operation.headers or (operation.ended and status == 200):
+        yield "ETag"
+
+
+def _fault(fault: Fault, refs: dict[Any, Any]) -> dict[str, Any]:
+    """An error as any route answers it."""
+    status = int(fault.kind.status)
+    model = schemas.TooManyRequests if status == 429 else schemas.Error
+    example: dict[str, Any] = {
+        "error": fault.example,
+        "code": fault.kind.code,
+        "request_id": "5f0c7a52c1e84a6f",
+    }
+    if status == 429:
+        example |= {
+            "detail": "60 requests per 60 s for this key",
+            "violated-policies": ["default"],
+        }
     return {
-        "description": (operation.response.__doc__ or "").strip(),
-        "content": _content(operation.response, refs[operation.response, "serialization"]),
-        "headers": headers,
+        "description": fault.meaning,
+        "headers": _references("headers", _fault_headers(status)),
+        "content": {
+            "application/json": {"schema": refs[model, "serialization"], "example": example},
+            errors.PROBLEM: {
+                "schema": refs[schemas.Problem, "serialization"],
+                "example": errors.problem(fault.kind, example),
+            },
+        },
     }
 
 
-def _content(model: type[BaseModel], schema: dict[str, Any]) -> dict[str, Any]:
-    return {"application/json": {"schema": schema, "example": EXAMPLES[model]}}
+def _fault_headers(status: int) -> Iterator[str]:
+    yield from ("X-Request-Id", "Vary")
+    if status == 401:
+        yield "WWW-Authenticate"
+    elif status not in (414, 431):  # who is not asked for a key is told no limits
+        yield from ("RateLimit-Policy", "RateLimit")
+    if status in (429, 503):
+        yield "Retry-After"
+
+
+def _webhook(kind: str, schema: dict[str, Any]) -> dict[str, Any]:
+    """A message that is sent to those who registered for it."""
+    example = EXAMPLES[schemas.WebhookMessage] | {"type": kind}
+    state = {"job.completed": _JOB, "job.failed": _FAILED}.get(kind, _PROCESSING)
+    example["data"] = {**example["data"], "job": {**state, "eta": None}}
+    return {
+        "operationId": kind.replace(".", "_"),
+        "tags": ["Webhooks"],
+        "summary": WEBHOOKS[kind],
+        "security": [],
+        "parameters": [
+            {
+                "name": name,
+                "in": "header",
+                "required": True,
+                "description": description,
+                "schema": {"type": "string"},
+                "example": kind if name == "ce-type" else shown,
+            }
+            for name, (description, shown) in WEBHOOK_HEADERS.items()
+        ],
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": schema, "example": example}},
+        },
+        "responses": {status: {"description": text} for status, text in WEBHOOK_ANSWERS.items()},
+    }
+
+
+def _content(model: type[BaseModel], refs: dict[Any, Any]) -> dict[str, Any]:
+    return {"schema": refs[model, "serialization"], "example": EXAMPLES[model]}
+
+
+def _references(kind: str, names: Iterable[str]) -> dict[str, Any]:
+    return {name: {"$ref": f"#/components/{kind}/{name}"} for name in names}
+
+
+def _flat(docstring: str) -> str:
+    return " ".join(docstring.split())
 
 
 def _errors(operation: Operation) -> list[int]:
@@ -412,7 +835,7 @@ def _errors(operation: Operation) -> list[int]:
 
 
 def _implied_errors(operation: Operation) -> Iterator[int]:
-    if operation.body or operation.query:
+    if operation.body or operation.query or "Idempotency-Key" in operation.headers:
         yield 400
     if not operation.public:
         yield 401
@@ -422,6 +845,8 @@ def _implied_errors(operation: Operation) -> Iterator[int]:
         yield 404
     if operation.body:
         yield from (408, 413, 415)
+    if "Idempotency-Key" in operation.headers:
+        yield 422
     if not operation.public:
         yield 429
     yield from (414, 431, 500)
@@ -429,122 +854,26 @@ def _implied_errors(operation: Operation) -> Iterator[int]:
         yield 503
 
 
-def _headers(operation: Operation, status: int) -> dict[str, Any]:
-    text = {"schema": {"type": "string"}}
-    headers = {"X-Request-Id": {"description": "Also in every log line of the request.", **text}}
-    if status == 202:
-        headers["Location"] = {"description": "What to poll.", **text}
-    if not operation.public and status not in (401, 414, 431):  # those are told nothing
-        headers["RateLimit-Policy"] = {
-            "description": "The quotas that apply: `q` requests in any `w` seconds.",
-            **text,
-        }
-        headers["RateLimit"] = {
-            "description": "What remains (`r`), and the seconds until there is more (`t`).",
-            **text,
-        }
-    if status in (202, 429, 503):
-        headers["Retry-After"] = {"description": "Seconds to wait before asking again.", **text}
-    return headers
-
-
 def _path_parameters(operation: Operation) -> Iterator[dict[str, Any]]:
-    for part in operation.path.split("/"):
-        if part.startswith("{"):
-            yield {
-                "name": part.strip("{}"),
-                "in": "path",
-                "required": True,
-                "schema": {"type": "string"}
-                if part == "{delivery_id}"
-                else {"type": "string", "format": "uuid"},
-            }
+    for name in re.findall(r"{(\w+)}", operation.path):
+        yield {
+            "name": name,
+            "in": "path",
+            "required": True,
+            "description": f"The id of the {name.removesuffix('_id')}.",
+            "schema": {"type": "string"},
+        }
 
 
-def _query_parameters(
-    operation: Operation, definitions: dict[str, Any]
-) -> Iterator[dict[str, Any]]:
-    if operation.query is None:
-        return
-    for name, schema in definitions[operation.query.__name__]["properties"].items():
-        yield {"name": name, "in": "query", "required": False, "schema": schema}
-
-
-# --- The page -------------------------------------------------------------------------------
-
-_STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;
-color:#1c2024;background:#fff}
-h1,h2{line-height:1.2}code,pre{font:14px/1.45 ui-monospace,monospace;background:#f3f4f6;
-border-radius:4px}code{padding:.1em .3em}pre{padding:.8rem;overflow:auto}
-details{border:1px solid #d9dde1;border-radius:6px;margin:.5rem 0;padding:.5rem .8rem}
-summary{cursor:pointer}.verb{display:inline-block;min-width:4rem;font-weight:600;color:#0b5cad}
-table{border-collapse:collapse;width:100%}td,th{text-align:left;vertical-align:top;
-border-bottom:1px solid #e5e8eb;padding:.3rem .5rem}
-@media(prefers-color-scheme:dark){body{color:#e6e8ea;background:#15181b}code,pre{background:#22272b}
-details,td,th{border-color:#363c42}.verb{color:#6cb2ff}}
-"""
-
-
-def page(described: dict[str, Any]) -> str:
-    """The document as one HTML page without any external asset."""
-    info = described["info"]
-    sections: dict[str, list[str]] = {}
-    for path, methods in described["paths"].items():
-        for method, operation in methods.items():
-            shown = _operation_html(path, method, operation)
-            sections.setdefault(operation["tags"][0], []).append(shown)
-    body = "".join(f"<h2>{html.escape(tag)}</h2>{''.join(s)}" for tag, s in sections.items())
-    schemas_html = "".join(
-        f"<details><summary><code>{html.escape(name)}</code></summary>{_json(schema)}</details>"
-        for name, schema in sorted(described["components"]["schemas"].items())
-    )
-    return (
-        "<!doctype html><html lang=en><meta charset=utf-8>"
-        "<meta name=viewport content='width=device-width,initial-scale=1'>"
-        f"<title>{info['title']} {info['version']}</title><style>{_STYLE}</style>"
-        f"<h1>{info['title']} <small>{info['version']}</small></h1><p>{info['summary']} "
-        f"{info['description']} Send <code>Authorization: Bearer fr_…</code>. The same as JSON: "
-        f"<a href=/openapi.json>openapi.json</a>.</p>{body}<h2>Types</h2>{schemas_html}</html>"
-    )
-
-
-def _operation_html(path: str, method: str, operation: dict[str, Any]) -> str:
-    parts = [
-        f"<details><summary><span class=verb>{method.upper()}</span> "
-        f"<code>{html.escape(path)}</code> — {html.escape(operation['summary'])}</summary>"
-    ]
-    if operation["parameters"]:
-        rows = "".join(
-            f"<tr><td><code>{p['name']}</code><td>{p['in']}<td>{html.escape(_type(p['schema']))}"
-            for p in operation["parameters"]
-        )
-        parts.append(f"<table><tr><th>parameter<th>in<th>type{rows}</table>")
-    body = operation.get("requestBody", {}).get("content", {}).get("application/json")
-    if body:
-        parts.append(f"<p>Body: <code>{_type(body['schema'])}</code></p>{_json(body['example'])}")
-    for status, answer in operation["responses"].items():
-        parts.append(f"<p><b>{status}</b> {html.escape(answer['description'])}")
-        if "content" in answer:
-            shown = answer["content"]["application/json"]
-            parts.append(f" <code>{_type(shown['schema'])}</code>")
-            if status.startswith("2"):
-                parts.append(_json(shown["example"]))
-    return "".join([*parts, "</details>"])
-
-
-def _type(schema: dict[str, Any]) -> str:
-    if "$ref" in schema:
-        return str(schema["$ref"]).rsplit("/", 1)[-1]
-    if "anyOf" in schema:
-        return " | ".join(_type(s) for s in schema["anyOf"])
-    if "enum" in schema:
-        return " | ".join(map(str, schema["enum"]))
-    bounds = [f"{schema[k]}" for k in ("minimum", "maximum") if k in schema]
-    return str(schema.get("const", schema.get("type", "any"))) + (
-        f" {'–'.join(bounds)}" if bounds else ""
-    )
-
-
-def _json(value: Any) -> str:
-    return f"<pre>{html.escape(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())}</pre>"
+def _query_parameters(query: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for name, described in query["properties"].items():
+        schema = dict(described)
+        parameter: dict[str, Any] = {"name": name, "in": "query", "required": False}
+        if description := schema.pop("description", None):
+            parameter["description"] = description
+        options = [s for s in schema.get("anyOf", ()) if s != {"type": "null"}]
+        if len(options) == 1:  # a query has no null: what is not given is left out
+            schema = options[0]
+        if schema.get("type") == "object":
+            parameter |= {"style": "deepObject", "explode": True}
+        yield parameter | {"schema": schema}

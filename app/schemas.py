@@ -120,9 +120,14 @@ class Strict(BaseModel):
 
 
 class Shape(BaseModel):
-    """What goes out: documented here, rendered from rows without passing through this class."""
+    """What goes out: documented here, rendered from rows without passing through this class.
 
-    model_config = ConfigDict(extra="forbid")
+    Tests hold the answers to just these fields. Clients are not told so: they must bear new ones.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra=lambda schema: schema.pop("additionalProperties", None)
+    )
 
 
 # --- Requests ------------------------------------------------------------------------------
@@ -254,6 +259,21 @@ class ReleaseNotesRequest(ArtifactRequest):
     style: Literal["release_notes", "pr_description"] = "release_notes"
 
 
+def _web_url(value: str) -> str:
+    """Where a person can look; nobody here asks there."""
+    if not value.lower().startswith(("http://", "https://")):
+        raise ValueError("must begin with http:// or https://")
+    return value
+
+
+WebUrl = Annotated[
+    str,
+    StringConstraints(max_length=URL_MAX),
+    AfterValidator(_web_url),
+    Field(json_schema_extra={"pattern": "^[Hh][Tt][Tt][Pp][Ss]?://"}),
+]
+
+
 class EventInput(Strict):
     """One piece of tracked activity."""
 
@@ -268,9 +288,7 @@ class EventInput(Strict):
     branch: Line | None = None
     priority: Line | None = None
     author: Line | None = None
-    url: (
-        Annotated[str, StringConstraints(max_length=URL_MAX, pattern=r"^(?i:https?)://")] | None
-    ) = None
+    url: WebUrl | None = None
     occurred_at: Time | None = Field(None, description="Now, when omitted.")
     metadata: Metadata | None = None
 
@@ -341,7 +359,7 @@ class InsightsQuery(Query):
 
 
 class JobsQuery(Query):
-    """Which jobs to list. `metadata[key]=value` asks for jobs with that pair."""
+    """Which jobs to list."""
 
     ids: Annotated[str, StringConstraints(max_length=3_700)] | None = Field(
         None, description="Up to 100 job ids with commas between them; then the rest is not asked."
@@ -353,6 +371,9 @@ class JobsQuery(Query):
     created_after: Time | None = None
     created_before: Time | None = None
     idempotency_key: Annotated[str, StringConstraints(min_length=1, max_length=255)] | None = None
+    metadata: dict[MetadataKey, MetadataValue] | None = Field(
+        None, max_length=16, description="`metadata[key]=value`: only jobs with these pairs."
+    )
     cursor: Annotated[str, StringConstraints(max_length=200)] | None = Field(
         None, description="`next_cursor` of the page before."
     )
@@ -397,6 +418,19 @@ class TooManyRequests(Error):
     detail: str = Field(description="What the quota is.")
     violated_policies: list[str] = Field(
         alias="violated-policies", description="Those of `RateLimit-Policy` that refuse."
+    )
+
+
+class Problem(Error):
+    """The same for those who name `application/problem+json` in `Accept`: RFC 9457."""
+
+    type: str = Field(description="A URI; `about:blank`: the status says it all.")
+    title: str
+    status: int
+    detail: str
+    instance: str = Field(description="`urn:request:` and the request id.")
+    violated_policies: list[str] = Field(
+        default_factory=list, alias="violated-policies", description="Only of a 429."
     )
 
 
@@ -450,8 +484,8 @@ class JobUrls(Shape):
     events: str
 
 
-class Job(Shape):
-    """The work of making one artifact."""
+class JobStart(Shape):
+    """The first fields of a job."""
 
     id: str
     project_id: str
@@ -464,6 +498,11 @@ class Job(Shape):
     error_meta: dict[str, Any]
     created_at: Time
     updated_at: Time
+
+
+class Job(JobStart):
+    """The work of making one artifact."""
+
     done: bool = Field(description="The status is `completed` or `failed`, and stays so.")
     outcome: Outcome | None = Field(description="How it ended.")
     attempt: int = Field(description="How many attempts have begun.")
@@ -595,6 +634,12 @@ class JobResponse(Shape):
     """A job, and its artifact exactly when the status is `completed`."""
 
     job: Job
+    result: Handoff | Insight | None
+
+
+class Ended(Accepted):
+    """Asked with `Prefer: wait`, the job has ended in time; `result` is there when completed."""
+
     result: Handoff | Insight | None
 
 
@@ -761,6 +806,22 @@ class DeliveryResponse(Shape):
     """The message as it now is; it is sent in a moment."""
 
     delivery: Delivery
+
+
+class WebhookData(Shape):
+    """What a message is about. A job with so many metadata that the message would be larger than
+    20 kB is sent with its first fields only."""
+
+    job: Job | JobStart
+    result_url: str = Field(description="Where to read the job, and its artifact.")
+
+
+class WebhookMessage(Shape):
+    """What a webhook is told; never holds the artifact."""
+
+    type: WebhookType
+    timestamp: Time
+    data: WebhookData
 
 
 class Ingested(Shape):

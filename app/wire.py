@@ -35,6 +35,8 @@ OFF_LOOP = 64 * 1024  # bytes from which a body is parsed in a thread
 
 # Ids are written one way only, so that what is not an id never reaches the database.
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
+# A pair of an object in a query: `metadata[ticket]`.
+_PAIR = re.compile(r"(\w+)\[(.*)\]", re.DOTALL)
 
 
 def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -79,15 +81,25 @@ def not_found(name: str) -> NotFound:
 
 
 def query(request: Request, model: type[Model]) -> Model:
-    """The query parameters that `model` knows; others are left to proxies and trackers."""
-    known = {k: v for k, v in request.query_params.items() if k in model.model_fields}
-    for name, value in known.items():
-        if "\0" in value:
-            raise InvalidRequest(f"{name}: must not contain NUL characters.")
-    try:
-        return model.model_validate(known)
-    except ValidationError as error:
-        raise InvalidRequest(sentence(error)) from None
+    """The query parameters that `model` knows; others are left to proxies and trackers.
+
+    `name[key]=value` is a pair of the object `name`.
+    """
+    known: dict[str, Any] = {}
+    for name, value in request.query_params.multi_items():
+        pair = _PAIR.fullmatch(name)
+        field = pair[1] if pair else name
+        if field not in model.model_fields:
+            continue
+        if "\0" in name + value:
+            raise InvalidRequest(f"{field}: must not contain NUL characters.")
+        if pair:
+            known[field] = (known[field] if isinstance(known.get(field), dict) else {}) | {
+                pair[2]: value
+            }
+        else:
+            known[field] = value
+    return validate(known, model)
 
 
 async def decode(request: Request, model: type[Model], *, limit: int = BODY_LIMIT) -> Model:
@@ -192,9 +204,36 @@ def sentence(error: ValidationError) -> str:
             return f"{field}: is not a known field."
         case "value_error":
             return f"{field}: {first['ctx']['error']}."
+        case "too_short" | "too_long":
+            return f"{field}: must {_size(first['type'], first['ctx'])}."
+        case kind if kind in _KINDS:
+            return f"{field}: must be {_KINDS[kind]}."
         case _:
             _, found, rest = first["msg"].partition("should ")
             return f"{field}: must {rest}." if found else f"{field}: {first['msg']}."
+
+
+# What pydantic calls valid dictionaries and instances.
+_KINDS = {
+    "model_type": "an object",
+    "dict_type": "an object",
+    "list_type": "an array",
+    "string_type": "a string",
+    "bool_type": "true or false",
+    "int_type": "an integer",
+    "int_parsing": "an integer",
+    "int_from_float": "an integer",
+    "int_parsing_size": "an integer",
+}
+
+
+def _size(kind: str, context: dict[str, Any]) -> str:
+    """How many items there have to be."""
+    if kind == "too_short":
+        least = context["min_length"]
+        return "not be empty" if least == 1 else f"have at least {least} items"
+    most = context["max_length"]
+    return f"have at most {most} item{'s' if most != 1 else ''}"
 
 
 def _path(location: tuple[int | str, ...]) -> str:

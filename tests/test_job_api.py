@@ -549,6 +549,16 @@ async def test_two_hundred_identical_requests_at_once_make_one_job(
     assert await sql.fetchval("select count(*) from procrastinate_jobs") == 1
 
 
+async def test_a_202_says_where_to_poll_also_for_a_job_that_has_ended(caller: Caller) -> None:
+    body, key = {"project_id": caller.project_id}, {"Idempotency-Key": "ended"}
+    first = await caller.http.post("/handoffs", json=body, headers=key)
+    await caller.http.post(f"{first.headers['location'].removeprefix('/api/v1')}/cancel")
+    again = await caller.http.post("/handoffs", json=body, headers=key)
+    assert (again.status_code, again.json()["job"]["done"]) == (202, True)
+    assert again.headers["location"] == first.headers["location"]
+    assert again.headers["retry-after"] == "0"
+
+
 async def test_a_key_that_is_used_for_another_request_is_refused(caller: Caller) -> None:
     key = {"Idempotency-Key": "abc"}
     body: dict[str, Any] = {

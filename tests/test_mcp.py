@@ -227,7 +227,7 @@ async def test_what_is_wrong_is_a_sentence_that_names_the_argument(
             (
                 "generate_correlation",
                 {"lookbackHours": "7"},
-                "lookbackHours: must be a valid integer",
+                "lookbackHours: must be an integer",
             ),
             ("generate_handoff", {"sources": ["nope"]}, "sources: there is no source"),
             ("generate_handoff", {"job": {}}, "job: is not a known field."),

@@ -1,18 +1,27 @@
 """The document says what the service does: every route, every error, examples that are true."""
 
 import re
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, get_args
 
+import asyncpg
 import httpx
+import orjson
 import pytest
 from conftest import Caller
+from jsonschema import Draft202012Validator, FormatChecker  # type: ignore[import-untyped]
+from openapi_spec_validator import OpenAPIV31SpecValidator
 from pydantic import BaseModel, TypeAdapter
+from referencing import Registry
+from referencing.jsonschema import DRAFT202012
 from starlette.routing import Route
 
+from app.docs import page
 from app.main import OPERATIONS, create_app
-from app.openapi import ERRORS, EXAMPLES, Operation, document, page
-from app.schemas import JobResponse
+from app.openapi import ERRORS, EXAMPLES, HEADERS, TAGS, WEBHOOK_HEADERS, Operation, document
+from app.schemas import Job, JobResponse, JobStart, WebhookMessage, WebhookType
 from app.settings import Settings
+from tasks.delivery import Delivery
 
 DOCUMENT = document(OPERATIONS)
 
@@ -21,6 +30,14 @@ def described(operation: Operation) -> dict[str, Any]:
     """What the document says of an operation."""
     found: dict[str, Any] = DOCUMENT["paths"][operation.path][operation.method.lower()]
     return found
+
+
+def found(value: dict[str, Any]) -> dict[str, Any]:
+    """What a reference leads to; anything else as it is."""
+    where: Any = DOCUMENT
+    for name in value.get("$ref", "#").split("/")[1:]:
+        where = where[name]
+    return where if "$ref" in value else value
 
 
 def references(value: Any) -> list[str]:
@@ -48,25 +65,91 @@ def test_an_operation_is_described_in_full(operation: Operation) -> None:
     shown = described(operation)
     assert shown["summary"].endswith(".") and len(shown["summary"]) > 10
     assert str(operation.status) in shown["responses"]
-    assert set(shown["responses"]) - {str(operation.status)} <= {str(s) for s in ERRORS}
+    successes = {str(operation.status), "200", "204", "304"}
+    assert set(shown["responses"]) - successes <= {str(s) for s in ERRORS}
     assert "500" in shown["responses"]
     assert ("503" in shown["responses"]) is operation.database
     assert ("401" in shown["responses"]) is not operation.public
     assert ("429" in shown["responses"]) is not operation.public
     assert ("requestBody" in shown) is (operation.body is not None)
     in_path = set(re.findall(r"{(\w+)}", operation.path))
-    assert {p["name"] for p in shown["parameters"] if p["in"] == "path"} == in_path
-    for answer in shown["responses"].values():
+    parameters = [found(parameter) for parameter in shown["parameters"]]
+    assert {p["name"] for p in parameters if p["in"] == "path"} == in_path
+    assert {p["name"] for p in parameters if p["in"] == "header"} == {
+        *operation.headers,
+        "X-Request-Id",
+    }
+    for status, answer in ((s, found(a)) for s, a in shown["responses"].items()):
         assert answer["description"]
-        assert "content" not in answer or "example" in answer["content"]["application/json"]
+        assert "X-Request-Id" in answer["headers"]
+        for content in answer.get("content", {}).values():
+            assert content["schema"] and content["example"]
+        problem = "application/problem+json" in answer.get("content", {})
+        assert problem is (int(status) >= 400)
     assert ("content" in shown["responses"][str(operation.status)]) is bool(operation.response)
 
 
-def test_every_reference_leads_somewhere() -> None:
-    schemas = DOCUMENT["components"]["schemas"]
-    found = references(DOCUMENT)
-    assert found
-    assert {ref.removeprefix("#/components/schemas/") for ref in found} <= set(schemas)
+def test_every_reference_leads_somewhere_and_every_component_is_used() -> None:
+    used = set(references(DOCUMENT))
+    assert all(found({"$ref": reference}) for reference in used)
+    for kind in ("schemas", "parameters", "headers", "responses"):
+        there = {f"#/components/{kind}/{name}" for name in DOCUMENT["components"][kind]}
+        assert there - used == set()
+
+
+def test_the_document_is_valid_and_so_are_its_examples() -> None:
+    document = orjson.loads(orjson.dumps(DOCUMENT))
+    OpenAPIV31SpecValidator(document).validate()
+    named = orjson.loads(orjson.dumps(DOCUMENT).replace(b'"#/', b'"urn:baton#/'))
+    registry: Registry[Any] = Registry()
+    registry = registry.with_resource("urn:baton", DRAFT202012.create_resource(named))
+    checked = 0
+    stack: list[Any] = [named]
+    while stack:
+        part = stack.pop()
+        children = part.values() if isinstance(part, dict) else part
+        stack += [child for child in children if isinstance(child, dict | list)]
+        if isinstance(part, dict) and "example" in part and "schema" in part:
+            validator = Draft202012Validator(
+                part["schema"], registry=registry, format_checker=FormatChecker()
+            )
+            validator.validate(part["example"])
+            checked += 1
+    assert checked > len(OPERATIONS)
+
+
+def test_what_the_table_names_is_explained() -> None:
+    assert {o.tag for o in OPERATIONS} == set(TAGS)
+    assert {name for o in OPERATIONS for name in o.headers} | {"X-Request-Id"} == set(HEADERS)
+
+
+def test_a_webhook_is_described_as_it_is_sent() -> None:
+    sent = Delivery(
+        id="msg_1", job_id="j", project_id="p", url="https://host/", host="host",
+        type="job.completed", payload="{}", attempt=1, leased_until=datetime.now(UTC),
+        created_at=datetime.now(UTC), secrets=["whsec_" + "A" * 32],
+    ).headers(datetime.now(UTC))  # fmt: skip
+    assert set(sent) == {*WEBHOOK_HEADERS, "Content-Type", "User-Agent"}
+    assert set(DOCUMENT["webhooks"]) == set(get_args(WebhookType))
+    for kind, told in DOCUMENT["webhooks"].items():
+        example = told["post"]["requestBody"]["content"]["application/json"]["example"]
+        assert example["type"] == kind
+        WebhookMessage.model_validate(example)
+
+
+async def test_a_message_is_of_the_type_that_is_described(
+    caller: Caller, sql: asyncpg.Connection, drain: Any
+) -> None:
+    every = list(get_args(WebhookType))
+    hook = {"project_id": caller.project_id, "url": "https://hooks.example/", "types": every}
+    assert (await caller.http.post("/webhooks", json=hook)).status_code == 201
+    wordy = {f"{n:02}": "\x01" * 512 for n in range(16)}
+    for metadata in ({"ticket": "A-12"}, wordy):
+        await caller.submit(job={"metadata": metadata})
+    await drain()
+    payloads = await sql.fetch("select payload from webhook_deliveries")
+    jobs = [WebhookMessage.model_validate_json(row["payload"]).data.job for row in payloads]
+    assert {type(job) for job in jobs} == {Job, JobStart}
 
 
 @pytest.mark.parametrize("model", EXAMPLES, ids=lambda m: m.__name__)
@@ -145,4 +228,14 @@ async def test_the_page_needs_nothing_from_elsewhere(base_url: str) -> None:
 def test_what_the_document_says_cannot_become_markup() -> None:
     shown = page(DOCUMENT)
     assert "<project_id>" not in shown
-    assert shown.count("<details>") == len(OPERATIONS) + len(DOCUMENT["components"]["schemas"])
+    parts = DOCUMENT["components"]
+    folded = (OPERATIONS, DOCUMENT["webhooks"], parts["schemas"], parts["responses"])
+    assert shown.count("<details>") == sum(map(len, folded))
+
+
+def test_the_page_tells_what_the_document_tells() -> None:
+    shown = page(DOCUMENT)
+    told = (*DOCUMENT["webhooks"], *WEBHOOK_HEADERS, *DOCUMENT["components"]["headers"], *HEADERS)
+    for name in (*told, "application/problem+json", "text/event-stream", "metadata"):
+        assert name in shown
+    assert "**" not in shown
