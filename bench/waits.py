@@ -250,7 +250,7 @@ async def running(dsn: str) -> AsyncIterator[Bench]:
 
 
 async def measure(dsn: str, count: int, rate: float) -> None:
-    """All three, each on a server of its own, so that memory is that of the waiters alone."""
+    """All three, on a server that has answered a few requests before."""
     async with running(dsn) as bench:
         await one_by_one(bench, count, rate)
         await all_at_once(bench, count)
