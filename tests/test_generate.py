@@ -61,7 +61,7 @@ class Project:
         """A handoff of the scope, made through the job's life, whose period ended then."""
         job = await self.database.row(
             "submit_job", self.user_id, self.id, "handoff", scope.get("sources"),
-            scope.get("filters"), None, {}, {}, None, None,
+            scope.get("filters"), None, {}, {}, None, None, 0,
         )  # fmt: skip
         assert job
         claimed = await self.database.row("claim_job", job["id"], 0, "w", 15.0)
@@ -163,6 +163,7 @@ async def test_the_same_sources_in_another_order_are_the_same_scope(project: Pro
         {},
         None,
         None,
+        0,
     )
     assert submitted
     job = await project.database.row("claim_job", submitted["id"], 0, "w", 15.0)

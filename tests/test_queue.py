@@ -48,6 +48,7 @@ async def test_a_ticket_commits_with_its_job_and_goes_with_its_rollback(
         {},
         None,
         None,
+        0,
     )
     with pytest.raises(ZeroDivisionError):
         async with database.transaction() as connection:
@@ -89,6 +90,7 @@ async def test_storing_a_ticket_notifies_nobody(
         {},
         None,
         None,
+        0,
     )
     await sql.execute("select pg_notify($1, 'end')", f"procrastinate_queue_v1#{QUEUE}")
     async with asyncio.timeout(5):

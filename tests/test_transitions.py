@@ -41,7 +41,18 @@ class Jobs:
 
     async def submit(self, kind: str = "handoff") -> str:
         row = await self.database.row(
-            "submit_job", self.user, self.project, kind, ["github"], None, None, {}, {}, None, None
+            "submit_job",
+            self.user,
+            self.project,
+            kind,
+            ["github"],
+            None,
+            None,
+            {},
+            {},
+            None,
+            None,
+            0,
         )
         assert row and row["status"] == "pending"
         return str(row["id"])
