@@ -17,6 +17,7 @@ Read top-down; a file imports only files above it:
     resources  projects, handoffs, insights, filters
     webhooks   who is told how jobs end
     openapi    the document, made from the route table
+    static     the page for people at /, from page/
     main       the route table and the application
     guard      the HTTP server, and what one client can hold of it
     client     the API as a client sees it

@@ -30,6 +30,7 @@ from app.logs import request_id
 from app.openapi import Operation, document
 from app.queue import hung_bell
 from app.settings import Settings
+from app.static import page_routes
 from app.sweeper import Sweeper
 from app.waits import Hub
 from app.wire import json_response
@@ -400,6 +401,7 @@ def create_app(settings: Settings) -> Starlette:
     app = Starlette(
         routes=[
             *_routes(),
+            *page_routes(),
             Route("/openapi.json", openapi_json),
             Route("/docs", docs),
         ],

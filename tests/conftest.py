@@ -40,7 +40,15 @@ from tasks.worker import TicketWorker, make_worker
 TEMPLATE = f"baton_template_{os.getpid()}"
 MEMORY = Path("/dev/shm")  # where Linux keeps files in memory
 MEMORY_BYTES = 4 << 30  # what all clusters of a run need, with much to spare
-TOGETHER = ("test_chaos", "test_cli", "test_plans")  # their tests share what takes long to make
+TOGETHER = (
+    "test_chaos",
+    "test_cli",
+    "test_page",
+    "test_plans",
+)  # their tests share what takes long to make
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+NEEDED = "the tests of the page need chromium and chromedriver (Debian: chromium-driver)"
 PROCESSES = 4  # at most; each has its cluster, of 100 MB
 
 
@@ -61,6 +69,21 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return file.stem if file.stem in TOGETHER else nodeid
 
     return Scheduling(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without Chromium the tests of the page are left out, which is said at the end; in CI they
+    fail, so that a green run has always seen the page."""
+    if not (BROWSER and DRIVER) and not os.environ.get("CI"):
+        left_out = [item for item in items if item.get_closest_marker("browser")]
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what was left out."""
+    if not (BROWSER and DRIVER) and not os.environ.get("CI"):
+        terminalreporter.write_line(f"Left out: {NEEDED}.", yellow=True)
 
 
 def with_database(dsn: str, name: str) -> str:
@@ -198,11 +221,12 @@ class Caller:
         return dict(response.json())
 
 
-def loopback() -> socket.socket:
+def loopback(port: int = 0) -> socket.socket:
     """A listening port of loopback, its protocol named: only then does asyncio switch Nagle's
     algorithm off, which costs 40 ms a request."""
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.bind(("127.0.0.1", 0))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("127.0.0.1", port))
     listener.listen(128)
     return listener
 
@@ -233,9 +257,9 @@ class PromptServer(Server):
 
 
 @asynccontextmanager
-async def served(app: Starlette, **options: Any) -> AsyncIterator[str]:
-    """Serves an app on a port of loopback; its URL."""
-    listener = loopback()
+async def served(app: Starlette, *, port: int = 0, **options: Any) -> AsyncIterator[str]:
+    """Serves an app on a port of loopback, a free one if none is given; its URL."""
+    listener = loopback(port)
     server = PromptServer(app, **options)
     running = asyncio.create_task(server.serve(sockets=[listener]))
     while not (server.started or running.done()):

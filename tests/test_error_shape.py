@@ -280,7 +280,7 @@ async def test_an_error_is_a_problem_for_whoever_asks_so(base_url: str, caller: 
 
 
 async def test_what_is_not_there_is_404_and_a_wrong_verb_405(base_url: str) -> None:
-    for path in ("/", "/api/v1", "/api/v1/nope", "/api/v1/projects/", "/api/v2/projects", "//"):
+    for path in ("/page", "/api/v1", "/api/v1/nope", "/api/v1/projects/", "/api/v2/projects", "//"):
         assert_error(await send(base_url, [f"GET {path} HTTP/1.1"]), 404, path)
     for operation in OPERATIONS:
         path = line_of(operation, UNKNOWN).split()[1]

@@ -47,7 +47,7 @@ async def test_another_request_id_is_replaced(base_url: str) -> None:
 
 
 async def test_every_answer_has_its_request_id(base_url: str, caller: Caller) -> None:
-    for path in ("/healthz", "/readyz", "/docs", "/openapi.json", "/nope", "/api/v1/projects"):
+    for path in ("/", "/healthz", "/readyz", "/docs", "/openapi.json", "/nope", "/api/v1/projects"):
         for method in ("GET", "HEAD", "DELETE", "OPTIONS"):
             answer = await send(base_url, [f"{method} {path} HTTP/1.1"])
             assert NEW_ID.fullmatch(answer.headers["x-request-id"])
@@ -157,7 +157,7 @@ async def test_an_empty_database_is_waited_for_and_then_used(
 
 
 async def test_head_is_get_without_the_body(base_url: str, caller: Caller) -> None:
-    for path in ("/healthz", "/docs", "/openapi.json", "/api/v1/projects", "/api/v1/events"):
+    for path in ("/", "/healthz", "/docs", "/openapi.json", "/api/v1/projects", "/api/v1/events"):
         auth = f"Authorization: Bearer {caller.key}"
         got = await send(base_url, [f"GET {path} HTTP/1.1", auth])
         head = await send(base_url, [f"HEAD {path} HTTP/1.1", auth])

@@ -21,6 +21,7 @@ from app.main import OPERATIONS, create_app
 from app.openapi import ERRORS, EXAMPLES, HEADERS, TAGS, WEBHOOK_HEADERS, Operation, document
 from app.schemas import Job, JobResponse, JobStart, WebhookMessage, WebhookType
 from app.settings import Settings
+from app.static import FILES
 from tasks.delivery import Delivery
 
 DOCUMENT = document(OPERATIONS)
@@ -56,7 +57,8 @@ def test_every_route_is_in_the_document_and_nothing_else() -> None:
     assert len(routes) == len(app.routes)
     served = {(method, r.path) for r in routes for method in (r.methods or set()) - {"HEAD"}}
     told = {(m.upper(), path) for path, ms in DOCUMENT["paths"].items() for m in ms}
-    assert served - told == {("GET", "/openapi.json"), ("GET", "/docs")}
+    pages = {("GET", path) for path in ("/openapi.json", "/docs", *FILES)}
+    assert served - told == pages
     assert told <= served
 
 
