@@ -11,6 +11,8 @@ import asyncpg
 import httpx
 import pytest
 from conftest import Caller
+from starlette.applications import Starlette
+from starlette.types import Message
 
 from app import stream
 from app.queue import Bell
@@ -303,6 +305,32 @@ async def test_a_silent_stream_is_kept_alive(
         bell.announce(job_id)
         assert [e["event"] for e in await reading] == ["job.pending", "job.failed"]
     assert set(followed.comments) == {"ka"}
+
+
+async def test_a_reader_that_takes_nothing_is_cut_off_and_nothing_of_it_is_left(
+    caller: Caller, app: Starlette, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "SEND_TIMEOUT", 0.05)
+    path = f"/api/v1/jobs/{await caller.submit()}/events"
+    never = asyncio.Event()
+
+    async def receive() -> Message:
+        await never.wait()
+        raise AssertionError
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            await never.wait()  # its buffers are full
+
+    headers = [
+        (b"authorization", f"Bearer {caller.key}".encode()),
+        (b"accept", b"text/event-stream"),
+    ]
+    scope = {"type": "http", "method": "GET", "path": path, "raw_path": path.encode()}
+    async with asyncio.timeout(10):
+        with pytest.raises(TimeoutError):
+            await app({**scope, "query_string": b"", "headers": headers}, receive, send)
+    assert app.state.hub.jobs == {}
 
 
 async def test_the_client_says_which_form_it_wants(caller: Caller, sql: asyncpg.Connection) -> None:
