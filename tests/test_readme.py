@@ -67,3 +67,20 @@ async def test_the_client_of_the_readme_ends_on_every_outcome(
         await end(jobs[0]["id"])
         status, _, err = await asking
         assert status == 1 and err.startswith(f"{code}: "), err
+
+
+def test_every_complaint_has_tests_that_exist(root: Path) -> None:
+    made = {
+        name
+        for file in (root / "tests").glob("test_*.py")
+        for name in re.findall(r"^(?:async )?def (test_\w+)", file.read_text(), re.MULTILINE)
+    }
+    rows = [
+        line
+        for line in (root / "docs" / "complaints.md").read_text().splitlines()
+        if re.match(r"\| \d", line)
+    ]
+    assert len(rows) == 15
+    for row in rows:
+        named = set(re.findall(r"`(test_\w+)`", row))
+        assert named and named <= made, row
