@@ -23,6 +23,8 @@
 --   deleted_jobs     which jobs a client deleted: they are gone, not unknown
 --   handoffs, insights   the artifacts, one per completed job
 --   charges          what a completed job cost, one row per job
+--   provider_calls   every call of a model that a worker made, whatever came of it
+--   model_prices     what such a call costs, as far as an operator has told
 --   webhook_endpoints, webhook_secrets   who is told of the jobs of a project, and what signs it
 --   webhook_deliveries, webhook_attempts   the messages, queued by the transaction that changed the
 --                    job, and the log of sending them
@@ -1244,6 +1246,10 @@ create table if not exists charges (
 );
 alter table charges drop constraint if exists charges_job_id_fkey;  -- of version 1
 
+-- Since version 2.
+alter table handoffs add column if not exists prompt_version text;
+alter table insights add column if not exists prompt_version text;
+
 -- The good end of an attempt, all or nothing: status, artifact, charge, lease and ticket. Called
 -- again with the same token (its first answer was lost on the way) it answers the same job.
 -- p_artifact has the columns of handoffs or insights that a worker makes.
@@ -1285,23 +1291,24 @@ begin
     insert into handoffs (
       id, job_id, lease_token, user_id, project_id, title, summary, sources, key_changes,
       decisions, open_questions, next_steps, data, related_event_ids, markdown, scope,
-      period_start, period_end, model_used, token_usage)
+      period_start, period_end, model_used, prompt_version, token_usage)
     select
       v_result_id, v_job.id, p_lease_token, v_job.user_id, v_job.project_id, a.title, a.summary,
       a.sources, a.key_changes, a.decisions, a.open_questions, a.next_steps, a.data,
       a.related_event_ids, a.markdown,
       jsonb_build_object(
         'sources', v_job.input -> 'sources', 'filters', v_job.input -> 'filters'),
-      a.period_start, a.period_end, a.model_used, a.token_usage
+      a.period_start, a.period_end, a.model_used, a.prompt_version, a.token_usage
     from jsonb_populate_record(null::handoffs, p_artifact) a;
   else
     insert into insights (
       id, job_id, lease_token, requested_by, project_id, kind, title, summary, data,
-      related_event_ids, markdown, period_start, period_end, model_used, token_usage)
+      related_event_ids, markdown, period_start, period_end, model_used, prompt_version,
+      token_usage)
     select
       v_result_id, v_job.id, p_lease_token, v_job.user_id, v_job.project_id, v_job.kind, a.title,
       a.summary, a.data, a.related_event_ids, a.markdown, a.period_start, a.period_end,
-      a.model_used, a.token_usage
+      a.model_used, a.prompt_version, a.token_usage
     from jsonb_populate_record(null::insights, p_artifact) a;
   end if;
 
@@ -1309,6 +1316,54 @@ begin
   values (v_job.id, v_job.user_id, v_job.project_id, v_job.kind, v_job.credits);
   return v_job;
 end
+$$;
+
+-- --- Calls of models ------------------------------------------------------------------------
+
+create table if not exists model_prices (
+  model text primary key,  -- as provider_calls have it
+  prompt numeric not null check (prompt >= 0),  -- for a million tokens, in the operator's currency
+  completion numeric not null check (completion >= 0)
+);
+
+-- Refers to nothing: what was paid for stays, whatever is deleted.
+create table if not exists provider_calls (
+  id bigint primary key generated always as identity,
+  job_id uuid not null,
+  attempt int not null,
+  user_id uuid not null,
+  project_id uuid not null,
+  kind text not null,
+  model text not null,
+  purpose text not null,  -- what for: several calls may make one draft
+  outcome text not null,  -- ok, or a word for how it failed
+  prompt_tokens int not null,
+  completion_tokens int not null,
+  cost numeric,  -- by model_prices when it was made; null: not known
+  seconds double precision not null,
+  request_id text,  -- the provider's own name for it
+  status int,  -- of the HTTP answer, if there was one
+  created_at timestamptz not null default baton_now()
+);
+create index if not exists provider_calls_job on provider_calls (job_id);
+create index if not exists provider_calls_recent on provider_calls (created_at);
+
+-- Store calls that attempts have made, given as the columns that a worker knows. An attempt need not
+-- have been the one that counted: it was paid for. Not worth waiting for the disk.
+create or replace function record_calls(p_calls jsonb) returns void
+language sql as $$
+  select set_config('synchronous_commit', 'off', true);
+  insert into provider_calls (
+    job_id, attempt, user_id, project_id, kind, model, purpose, outcome, prompt_tokens,
+    completion_tokens, cost, seconds, request_id, status)
+  select
+    c.job_id, c.attempt, c.user_id, c.project_id, c.kind, c.model, c.purpose, c.outcome,
+    c.prompt_tokens, c.completion_tokens,
+    (c.prompt_tokens * p.prompt + c.completion_tokens * p.completion) / 1000000,
+    c.seconds, c.request_id, c.status
+  from jsonb_populate_recordset(null::provider_calls, p_calls) with ordinality c
+  left join model_prices p on p.model = c.model
+  order by c.ordinality
 $$;
 
 create or replace function outcome_of(p_error_code text) returns text

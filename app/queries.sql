@@ -286,6 +286,10 @@ select renew_leases($1, $2, $3);
 -- $1 jobs, $2 tokens, $3 what each is at. The jobs that are still this worker's.
 select report_progress($1, $2, $3);
 
+-- name: record_calls
+-- $1 calls of models that attempts have made, as an array.
+select record_calls($1);
+
 -- name: complete_job
 -- $1 job, $2 token, $3 artifact. BT410 when fenced.
 select id, status from complete_job($1, $2, $3);

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import random
 import time
+from collections import deque
 from contextlib import suppress
 from typing import Any
 
@@ -15,7 +16,8 @@ from app.db import Database, LeaseLost, Refused, Unavailable
 from app.logs import trace
 from app.queue import Bell
 from app.sweeper import LEASE
-from tasks.generate import ClaimedJob, Report, generate
+from tasks.calls import Calls, Progress
+from tasks.generate import ClaimedJob, generate
 from tasks.isolated import ChildDied, generate_isolated
 from tasks.outcomes import Failed, GenerationFailed, Retry, unforeseen
 from tasks.providers import Provider
@@ -23,7 +25,9 @@ from tasks.providers import Provider
 log = logging.getLogger("baton.worker")
 
 RENEW_EVERY = 5.0  # seconds; two renewals may fail before a lease of 15 s is lost
-REPORT_EVERY = 2.0  # seconds between writes of what the running attempts are at
+REPORT_EVERY = 2.0  # seconds between writes of what the running attempts are at, and of calls
+CALLS_KEPT = 10_000  # calls of models that are not written yet; older ones are forgotten
+CALLS_AT_ONCE = 1_000  # in one statement
 KEEP_OUTCOME = 120.0  # seconds for which an outcome is kept in memory while the database is away
 KEEP_DELAY = (0.1, 2.0)  # seconds between tries to store it, first and longest
 Artifact = dict[str, Any]  # the columns of handoffs or insights that a worker fills
@@ -55,7 +59,8 @@ class Executor:
         self._bell = bell
         # By lease token; without a task once the outcome is being stored.
         self._running: dict[str, tuple[ClaimedJob, asyncio.Task[Any] | None]] = {}
-        self._progress: dict[str, dict[str, Any]] = {}  # by lease token: what is not written yet
+        self._progress: dict[str, Progress] = {}  # by lease token: what is not written yet
+        self._calls: deque[dict[str, Any]] = deque(maxlen=CALLS_KEPT)  # nor these
         self._renewed = time.monotonic()
 
     async def run(self, job_id: str, ticket_id: int) -> None:
@@ -130,13 +135,27 @@ class Executor:
                 self._bell.announce(row[0])
 
     async def report_forever(self) -> None:
-        """Keep `progress` of running jobs fresh; a short attempt ends before it costs a write."""
+        """Keep `progress` of running jobs fresh, and write the calls that ended attempts made; a
+        short attempt ends before its progress costs a write."""
         while True:
             await asyncio.sleep(REPORT_EVERY)
             try:
                 await self.report_once()
-            except Unavailable as error:  # the next state replaces this one
+                await self.record_once()
+            except Unavailable as error:  # the next state replaces this one, the calls are kept
                 log.warning("progress not written", extra={"cause": str(error)})
+
+    async def record_once(self) -> None:
+        """Write the calls of the attempts that have ended, fenced ones too: all were paid for."""
+        while self._calls:
+            batch = [self._calls.popleft() for _ in range(min(len(self._calls), CALLS_AT_ONCE))]
+            try:
+                await self._database.value("record_calls", batch)
+            except Unavailable:
+                self._calls.extendleft(reversed(batch))
+                raise
+            except Refused as error:
+                log.error("calls refused", extra={"calls": len(batch), "trace": trace(error)})
 
     def _cut_off(self) -> bool:
         """Has renewing failed for so long that our leases have expired? Then a new attempt would
@@ -169,11 +188,12 @@ class Executor:
     ) -> "Artifact | Retry | Failed | ChildDied | Unavailable":
         """The artifact, or how it did not come to be; every outcome of an attempt passes here."""
         deadline = asyncio.timeout(self._attempt_timeout)
+        calls = self._calls_of(job)
         try:
             async with deadline:
                 if job.crashes >= ISOLATE_AFTER:
-                    return await generate_isolated(job, self._database.dsn)
-                return await generate(self._database, self._provider, job, self._reporter(job))
+                    return await generate_isolated(job, self._database.dsn, calls)
+                return await generate(self._database, self._provider, job, calls)
         except (Retry, Failed, ChildDied) as outcome:
             return outcome
         except TimeoutError:
@@ -187,12 +207,15 @@ class Executor:
         except Exception as error:
             log.error("attempt failed", extra={**_ids(job), "trace": trace(error)})
             return unforeseen(error)
+        finally:
+            whose = {name: getattr(job, name) for name in _CALLER}
+            self._calls.extend({"job_id": job.id, **whose, **call} for call in calls.made)
 
-    def _reporter(self, job: ClaimedJob) -> Report:
-        def report(value: float | None, step: str, message: str | None) -> None:
-            self._progress[job.lease_token] = {"value": value, "step": step, "message": message}
+    def _calls_of(self, job: ClaimedJob) -> Calls:
+        def told(progress: Progress) -> None:
+            self._progress[job.lease_token] = progress
 
-        return report
+        return Calls(told, kind=job.kind)
 
     async def _store(
         self, job: ClaimedJob, outcome: "Artifact | Retry | Failed | ChildDied | Unavailable"
@@ -260,6 +283,9 @@ class Executor:
                 log.warning("outcome kept", extra={**_ids(job), "cause": str(error)})
             await asyncio.sleep(delay * random.uniform(0.5, 1.5))
             delay = min(delay * 2, KEEP_DELAY[1])
+
+
+_CALLER = ("attempt", "user_id", "project_id", "kind")  # of provider_calls, and of a job
 
 
 def _ids(job: ClaimedJob) -> dict[str, Any]:

@@ -5,13 +5,14 @@ are not in the context is dropped before anybody sees it.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 from app.db import Database
 from app.schemas import AnyDraft, HandoffDraft, rfc3339
+from tasks.calls import Calls
 from tasks.context import Context, Event, fold
 from tasks.outcomes import NoResult
 from tasks.providers import Provider
@@ -62,26 +63,23 @@ class Scope:
     limit: int
 
 
-Report = Callable[[float | None, str, str | None], None]  # value from 0 to 1, step, message
-
-
 async def generate(
-    database: Database, provider: Provider, job: ClaimedJob, report: Report
+    database: Database, provider: Provider, job: ClaimedJob, calls: Calls
 ) -> dict[str, Any]:
     """Make the artifact of a job: the columns of `handoffs` or `insights` that a worker fills.
 
     Args:
-        report: told what this is at; it returns at once.
+        calls: told what this is at, and of every call of a model.
 
     Raises:
         tasks.outcomes.Failed: there is nothing to make it from, or the provider failed for good.
         tasks.outcomes.Retry: the provider failed in a way that may pass.
         db.Unavailable: the database went away.
     """
-    report(0.1, "reading", None)
+    calls.report(0.1, "reading")
     scope = await find_scope(database, job)
     events = await load_events(database, job, scope)
-    report(0.2, "generating", f"from {min(len(events), scope.limit)} events")
+    calls.report(0.2, "generating", f"from {min(len(events), scope.limit)} events")
     context = Context(
         kind=job.kind,
         project_name=job.project_name,
@@ -91,8 +89,9 @@ async def generate(
         omitted=max(0, len(events) - scope.limit),
         options=job.input["options"],
     )
-    completion = await provider.complete(context)
-    report(0.9, "rendering", None)
+    completion = await provider.complete(context, calls)
+    calls.use(completion.model)
+    calls.report(0.9, "rendering")
     draft = ground(completion.draft, context)
     return {
         **_content(job.kind, draft, context),
@@ -100,6 +99,7 @@ async def generate(
         "period_start": rfc3339(scope.since),
         "period_end": rfc3339(scope.until),
         "model_used": completion.model,
+        "prompt_version": completion.prompt_version,
         "token_usage": {
             "prompt_tokens": completion.prompt_tokens,
             "completion_tokens": completion.completion_tokens,

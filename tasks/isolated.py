@@ -2,16 +2,19 @@
 
 The worker keeps the lease and writes the outcome; the child only generates. So when the child dies
 (a segmentation fault, the memory killer, an `exit` deep in a library), the worker is there to say
-so, and no neighbour is harmed. Run as `python -m tasks.isolated`: the job as JSON on stdin, the
-artifact or the failure as JSON on stdout. Only an end without an answer counts as a death.
+so, and no neighbour is harmed. Run as `python -m tasks.isolated`: the job as JSON on stdin; on
+stdout JSON lines with progress, calls that were made, and at last the artifact or the failure. Only
+an end without an answer counts as a death.
 """
 
 import asyncio
 import logging
 import os
 import sys
+from asyncio.subprocess import Process
+from contextlib import suppress
 from dataclasses import asdict
-from typing import Any
+from typing import Any, BinaryIO
 
 import orjson
 
@@ -19,19 +22,22 @@ from app import logs
 from app.background import child_environment, stop_with_parent
 from app.db import Unavailable, open_database
 from app.settings import Settings
+from tasks.calls import Calls
 from tasks.generate import ClaimedJob, generate
 from tasks.outcomes import Failed, Retry, from_json, to_json, unforeseen
 from tasks.providers import make_provider
 
 log = logging.getLogger("baton.worker")
 
+LINE_MAX = 1 << 28  # bytes of a line: an artifact is one
+
 
 class ChildDied(Exception):
     """The child ended without an answer; the message says how."""
 
 
-async def generate_isolated(job: ClaimedJob, database_url: str) -> dict[str, Any]:
-    """The artifact of a job, made in a child process.
+async def generate_isolated(job: ClaimedJob, database_url: str, calls: Calls) -> dict[str, Any]:
+    """The artifact of a job, made in a child process; `calls` is told what its own is told there.
 
     Raises:
         tasks.outcomes.Failed, tasks.outcomes.Retry: as `generate` would.
@@ -47,16 +53,17 @@ async def generate_isolated(job: ClaimedJob, database_url: str) -> dict[str, Any
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         start_new_session=True,
+        limit=LINE_MAX,
     )
     try:
-        answer, _ = await child.communicate(orjson.dumps(asdict(job)))
+        told = await _listen(child, orjson.dumps(asdict(job)), calls)
+        code = await child.wait()
     except asyncio.CancelledError:
         child.kill()
         await child.wait()
         raise
-    if child.returncode != 0:
-        raise ChildDied(_how(child.returncode or 0))
-    told: dict[str, Any] = orjson.loads(answer)
+    if code != 0 or not told.keys() & {"artifact", "outcome", "unavailable"}:
+        raise ChildDied(_how(code))
     if "unavailable" in told:
         raise Unavailable(told["unavailable"])
     if "outcome" in told:
@@ -65,11 +72,46 @@ async def generate_isolated(job: ClaimedJob, database_url: str) -> dict[str, Any
     return artifact
 
 
+async def _listen(child: Process, request: bytes, calls: Calls) -> dict[str, Any]:
+    """Hand the request over and pass on what the child tells; answers the last thing."""
+    assert child.stdin and child.stdout
+    child.stdin.write(request)
+    with suppress(BrokenPipeError, ConnectionResetError):  # it is dead already, which it will tell
+        await child.stdin.drain()
+    child.stdin.close()
+    told: dict[str, Any] = {}
+    async for line in child.stdout:
+        if not line.endswith(b"\n"):  # it died in the middle of it
+            break
+        told = orjson.loads(line)
+        if "progress" in told:
+            calls.report(**told["progress"])
+        elif "call" in told:
+            calls.record(**told["call"])
+    return told
+
+
 def _how(code: int) -> str:
     return f"signal {-code}" if code < 0 else f"exit status {code}"
 
 
-async def _main() -> bytes:
+class _CallsHome(Calls):
+    """Tells the worker what it is told."""
+
+    def __init__(self, answer: BinaryIO, job: ClaimedJob) -> None:
+        super().__init__(lambda progress: _tell(answer, progress=progress), kind=job.kind)
+        self._answer = answer
+
+    def record(self, **call: Any) -> None:
+        _tell(self._answer, call=call)
+
+
+def _tell(answer: BinaryIO, **what: Any) -> None:
+    answer.write(orjson.dumps(what, option=orjson.OPT_APPEND_NEWLINE))
+    answer.flush()
+
+
+async def _main(answer: BinaryIO) -> None:
     stop_with_parent()
     job = ClaimedJob.from_json(orjson.loads(sys.stdin.buffer.read()))
     settings = Settings.from_env()
@@ -79,19 +121,21 @@ async def _main() -> bytes:
         settings.database_url, application_name="baton isolated", size=1
     ) as database:
         try:
-            artifact = await generate(database, make_provider(settings), job, lambda *_: None)
+            calls = _CallsHome(answer, job)
+            artifact = await generate(database, make_provider(settings), job, calls)
         except (Failed, Retry) as outcome:
-            return orjson.dumps({"outcome": to_json(outcome)})
+            _tell(answer, outcome=to_json(outcome))
         except Unavailable as error:
-            return orjson.dumps({"unavailable": str(error)})
+            _tell(answer, unavailable=str(error))
         except Exception as error:
             log.error("attempt failed", extra={"job_id": job.id, "trace": logs.trace(error)})
-            return orjson.dumps({"outcome": to_json(unforeseen(error))})
-    return orjson.dumps({"artifact": artifact})
+            _tell(answer, outcome=to_json(unforeseen(error)))
+        else:
+            _tell(answer, artifact=artifact)
 
 
 if __name__ == "__main__":
     # The answer has the pipe to itself; what a library prints goes to the log.
     with os.fdopen(os.dup(1), "wb") as answer:
         os.dup2(2, 1)
-        answer.write(asyncio.run(_main()))
+        asyncio.run(_main(answer))

@@ -4,7 +4,8 @@
     ├── Retry              may pass: the job is parked and tried again, five tries in all
     └── Failed             the job fails for good; nothing is charged
         ├── NoResult            no_result: nothing in scope, or nothing usable came back
-        └── GenerationFailed    generation_failed: the provider or the processing failed
+        ├── GenerationFailed    generation_failed: the provider or the processing failed
+        └── PlanViolation       plan_violation: the plan does not include what the job needs
 
 Being fenced (`db.LeaseLost`) and being cancelled (`asyncio.CancelledError`) are no outcomes of the
 job: somebody else decides about it.
@@ -14,7 +15,7 @@ import random
 from typing import Any, Literal
 
 RetryCode = Literal["generation_failed", "timeout"]
-FailedCode = Literal["generation_failed", "no_result"]
+FailedCode = Literal["generation_failed", "no_result", "plan_violation"]
 
 # Seconds after the nth error: 2, 4, 8, 16, each between half and one and a half of it, so that
 # jobs that failed together do not come back together; the sum stays inside a client's patience.
@@ -85,6 +86,12 @@ class GenerationFailed(Failed):
     """The provider or the processing failed."""
 
 
+class PlanViolation(Failed):
+    """The plan does not include what the job needs."""
+
+    code = "plan_violation"
+
+
 def unforeseen(error: Exception) -> GenerationFailed:
     """What becomes of an error that nobody foresaw; its message stays out, it may quote events."""
     return GenerationFailed(
@@ -107,5 +114,5 @@ def from_json(fields: dict[str, Any]) -> "Retry | Failed":
         return Retry(
             fields["sentence"], code=fields["code"], after=fields["after"], meta=fields["meta"]
         )
-    kind = NoResult if fields["code"] == NoResult.code else GenerationFailed
-    return kind(fields["sentence"], **fields["meta"])
+    by_code = {kind.code: kind for kind in (NoResult, GenerationFailed, PlanViolation)}
+    return by_code[fields["code"]](fields["sentence"], **fields["meta"])

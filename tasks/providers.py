@@ -11,6 +11,7 @@ from typing import Protocol
 
 from app.schemas import AnyDraft
 from app.settings import ConfigurationError, Settings
+from tasks.calls import Calls
 from tasks.context import Context
 from tasks.extractive import MODEL, NothingToSay, extract
 from tasks.outcomes import NoResult
@@ -24,13 +25,17 @@ class Completion:
     model: str
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    prompt_version: str | None = None  # which wording asked for it; stored with the artifact
 
 
 class Provider(Protocol):
     """Makes a draft from a context."""
 
-    async def complete(self, context: Context) -> Completion:
+    async def complete(self, context: Context, calls: Calls) -> Completion:
         """The draft for `context.kind`.
+
+        Args:
+            calls: told of each call of a model that was made, and of how far the draft is.
 
         Raises:
             tasks.outcomes.Retry: a failure that may pass; with what the provider asked to wait.
@@ -42,7 +47,7 @@ class Provider(Protocol):
 class Extractive:
     """The built-in provider: pulls out of the events what a careful colleague would."""
 
-    async def complete(self, context: Context) -> Completion:
+    async def complete(self, context: Context, calls: Calls) -> Completion:
         """Extract in a thread, so that leases are renewed meanwhile."""
         try:
             draft = await asyncio.to_thread(extract, context)

@@ -12,7 +12,7 @@ import logging
 import os
 import platform
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 from procrastinate import JobContext, exceptions, jobs, utils
@@ -250,6 +250,8 @@ async def run_worker(settings: Settings) -> None:
         log.info("start", extra={"concurrency": settings.concurrency})
         try:
             await worker.run()  # type: ignore[no-untyped-call]  # unannotated upstream
+            with suppress(Unavailable):
+                await executor.record_once()
         except exceptions.ConnectorException as error:
             if not worker.stopping:
                 raise WorkerBroken(f"the database is away: {error.__cause__!r}") from error

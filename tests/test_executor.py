@@ -4,18 +4,21 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
+from decimal import Decimal
 from typing import Any
 
 import asyncpg
 import pytest
+from scripted import CALL
 
 from app.db import Database, Unavailable
 from app.jobs import submit
 from app.queue import Bell
 from app.schemas import HandoffDraft, HandoffRequest
+from tasks.calls import Calls
 from tasks.context import Context
 from tasks.executor import Executor
-from tasks.outcomes import GenerationFailed, NoResult
+from tasks.outcomes import GenerationFailed, NoResult, PlanViolation, Retry
 from tasks.providers import Completion, Extractive, Provider
 
 CANARY = "canary-7f3a"
@@ -29,7 +32,7 @@ class Scripted:
         self.go = asyncio.Event()
         self._behave = behave
 
-    async def complete(self, context: Context) -> Completion:
+    async def complete(self, context: Context, calls: Calls) -> Completion:
         self.asked.set()
         await (self._behave(context) if self._behave else self.go.wait())
         said = {"text": "It happened.", "event_ids": [e.id for e in context.events]}
@@ -37,6 +40,10 @@ class Scripted:
         return Completion(
             draft=HandoffDraft.model_validate({"title": "T", **lists, "summary": said}), model="m"
         )
+
+
+async def nothing(_: Context) -> None:
+    """What a provider does that answers at once."""
 
 
 def raising(error: BaseException) -> Scripted:
@@ -165,8 +172,8 @@ async def test_a_nul_in_an_answer_does_not_cost_the_result(attempts: Attempts) -
     job_id, ticket = await attempts.submitted()
 
     class Unstorable(Scripted):
-        async def complete(self, context: Context) -> Completion:
-            made = await super().complete(context)
+        async def complete(self, context: Context, calls: Calls) -> Completion:
+            made = await super().complete(context, calls)
             assert isinstance(made.draft, HandoffDraft)
             made.draft.title = "a NUL \0, which no text of PostgreSQL can hold"
             return made
@@ -265,6 +272,91 @@ async def test_a_fenced_failure_is_nobody_s_error(attempts: Attempts) -> None:
     job_id, ticket = await attempts.submitted()
     await attempts.executor(Scripted(too_late)).run(job_id, ticket)
     assert (await attempts.job(job_id))["status"] == "processing"
+
+
+# --- The calls that attempts made ----------------------------------------------------------
+
+
+class Calling(Scripted):
+    """Makes a call, then does as it is told."""
+
+    async def complete(self, context: Context, calls: Calls) -> Completion:
+        calls.record(**CALL)
+        return await super().complete(context, calls)
+
+
+async def recorded(attempts: Attempts, executor: Executor) -> list[tuple[Any, ...]]:
+    await executor.record_once()
+    rows = await attempts.sql.fetch(
+        "select job_id::text, attempt, outcome, prompt_tokens, completion_tokens, cost "
+        "from provider_calls order by id"
+    )
+    return [tuple(row) for row in rows]
+
+
+@pytest.mark.parametrize("error", [None, NoResult("Nothing."), Retry("Busy."), ValueError("?")])
+async def test_every_call_is_a_row_however_its_attempt_ended(
+    attempts: Attempts, error: Exception | None
+) -> None:
+    async def behave(_: Context) -> None:
+        if error:
+            raise error
+
+    await attempts.sql.execute("insert into model_prices values ('m', 2, 10)")
+    executor = attempts.executor(Calling(behave))
+    job_id, ticket = await attempts.submitted()
+    await executor.run(job_id, ticket)
+    assert await recorded(attempts, executor) == [(job_id, 1, "ok", 1_000, 200, Decimal("0.004"))]
+    assert await recorded(attempts, executor) != [], "once"
+
+
+async def test_the_calls_of_a_fenced_or_stopped_attempt_are_rows(attempts: Attempts) -> None:
+    provider = Calling()
+    executor = attempts.executor(provider)
+    job_id, ticket = await attempts.submitted()
+    task = asyncio.create_task(executor.run(job_id, ticket))
+    await provider.asked.wait()
+    await attempts.database.value("cancel_job", attempts.user, job_id)
+    await executor.renew_once()
+    await asyncio.wait([task])
+    assert await recorded(attempts, executor) == [(job_id, 1, "ok", 1_000, 200, None)]
+
+
+async def test_calls_are_kept_while_the_database_is_away_and_stay_when_the_job_is_deleted(
+    attempts: Attempts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor = attempts.executor(Calling(nothing))
+    for _ in range(2):
+        job_id, ticket = await attempts.submitted()
+        await executor.run(job_id, ticket)
+    value = attempts.database.value
+
+    async def away(*_: Any) -> None:
+        raise Unavailable("away")
+
+    monkeypatch.setattr(attempts.database, "value", away)
+    with pytest.raises(Unavailable):
+        await executor.record_once()
+    monkeypatch.setattr(attempts.database, "value", value)
+    await attempts.database.value("delete_job", attempts.user, job_id)
+    assert [row[0] for row in await recorded(attempts, executor)][1] == job_id
+
+
+async def test_what_a_server_says_of_a_call_cannot_cost_the_rows_of_others(
+    attempts: Attempts,
+) -> None:
+    calls = Calls()
+    calls.record(**CALL | {"model": "m\0\ud800", "request_id": "r" * 9_000})
+    assert calls.made[0]["model"] == "m"
+    assert len(calls.made[0]["request_id"]) == 200
+
+
+async def test_a_model_that_the_plan_lacks_is_not_asked() -> None:
+    Calls().use("any")
+    Calls(models=["m"]).use("m")
+    with pytest.raises(PlanViolation, match='The plan "free" does not include the model n.') as no:
+        Calls(kind="handoff", plan="free", models=["m"]).use("n")
+    assert no.value.meta == {"flow": "handoff", "plan": "free", "model": "n"}
 
 
 async def test_cancelling_an_attempt_that_has_lost_its_job_is_passed_on(attempts: Attempts) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from app.db import Database
 from app.schemas import CorrelationDraft, HandoffDraft, ReleaseNotesDraft
+from tasks.calls import Calls
 from tasks.context import Context, Event
 from tasks.generate import ClaimedJob, find_scope, generate, ground, load_events
 from tasks.outcomes import NoResult
@@ -278,7 +279,7 @@ class Looking:
 
     context: Context | None = None
 
-    async def complete(self, context: Context) -> Completion:
+    async def complete(self, context: Context, calls: Calls) -> Completion:
         self.context = context
         raise NoResult("Enough.")
 
@@ -286,7 +287,7 @@ class Looking:
 class Quoting:
     """A provider that makes one key change of each event."""
 
-    async def complete(self, context: Context) -> Completion:
+    async def complete(self, context: Context, calls: Calls) -> Completion:
         draft = {
             "title": "T", "summary": said("S"), "decisions": [], "open_questions": [],
             "next_steps": [], "key_changes": [said(e.title, *e.ids) for e in context.events],
@@ -310,7 +311,7 @@ async def test_a_provider_sees_at_most_the_limit_and_is_told_that_there_is_more(
         for k in range(n):
             await project.happens(HOUR * (10 * n + k), f"{n}-{k}")
         with pytest.raises(NoResult, match="Enough"):
-            await generate(project.database, provider, job, lambda *_: None)
+            await generate(project.database, provider, job, Calls())
         assert provider.context and provider.context.omitted == omitted
         assert len(provider.context.events) == 3
         assert provider.context.events[0].title == f"{n}-0"
@@ -322,7 +323,7 @@ async def test_an_artifact_carries_what_the_draft_says_and_where_it_comes_from(
     await project.happens(2 * HOUR, "The same", source="slack")
     await project.happens(1 * HOUR, "The same", source="slack")
     await project.happens(0 * HOUR, "Another")
-    made = await generate(project.database, Quoting(), a_job(project.id), lambda *_: None)
+    made = await generate(project.database, Quoting(), a_job(project.id), Calls())
     events = await project.database.rows("list_events", project.user_id, None, None, 9)
     ids = [row["id"] for row in events]
     assert made["key_changes"] == ["Another", "The same"]

@@ -18,6 +18,7 @@ from conftest import Caller, Workers
 from app.db import Database, Unavailable
 from app.queue import QUEUE, Bell
 from tasks import worker as worker_module
+from tasks.calls import Calls
 from tasks.context import Context
 from tasks.outcomes import Retry
 from tasks.providers import Completion, Extractive
@@ -39,11 +40,11 @@ class Gate(Extractive):
         self.open = asyncio.Event()
         self.calls = 0
 
-    async def complete(self, context: Context) -> Completion:
+    async def complete(self, context: Context, calls: Calls) -> Completion:
         self.calls += 1
         self.started.set()
         await self.open.wait()
-        return await super().complete(context)
+        return await super().complete(context, calls)
 
 
 @asynccontextmanager
@@ -317,7 +318,7 @@ async def test_a_worker_that_cannot_renew_starts_nothing(
 class Busy(Extractive):
     """Asks to be left alone for seven seconds."""
 
-    async def complete(self, context: Context) -> Completion:
+    async def complete(self, context: Context, calls: Calls) -> Completion:
         raise Retry("The provider is busy.", after=7.0, meta={"provider_status": 429})
 
 

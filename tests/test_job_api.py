@@ -16,6 +16,7 @@ from conftest import Caller, Workers
 
 from app import db
 from app.db import Database
+from tasks.calls import Calls
 from tasks.context import Context
 from tasks.executor import Executor
 from tasks.outcomes import Retry
@@ -32,7 +33,7 @@ class Waiting:
         self.asked = asyncio.Event()
         self.stopped = asyncio.Event()
 
-    async def complete(self, context: Context) -> Completion:
+    async def complete(self, context: Context, calls: Calls) -> Completion:
         self.asked.set()
         try:
             await asyncio.Event().wait()
@@ -742,7 +743,7 @@ async def test_a_parked_job_keeps_its_priority(
     caller: Caller, worker: Workers, database: Database, sql: asyncpg.Connection
 ) -> None:
     class Busy(Extractive):
-        async def complete(self, context: Context) -> Completion:
+        async def complete(self, context: Context, calls: Calls) -> Completion:
             raise Retry("Busy.", code="generation_failed", after=3600.0)
 
     await caller.ingest({"title": "feat: a thing"})

@@ -16,6 +16,7 @@ from selenium.webdriver.common.keys import Keys
 from app.main import create_app
 from app.settings import NO_LIMITS, Limits, Settings
 from app.static import FILES, POLICY
+from tasks.calls import Calls
 from tasks.context import Context
 from tasks.providers import Completion, Extractive, Provider
 
@@ -31,10 +32,10 @@ class Held(Extractive):
         self.asked = asyncio.Event()
         self.may = asyncio.Event()
 
-    async def complete(self, context: Context) -> Completion:
+    async def complete(self, context: Context, calls: Calls) -> Completion:
         self.asked.set()
         await self.may.wait()
-        return await super().complete(context)
+        return await super().complete(context, calls)
 
 
 @pytest.fixture(scope="module")

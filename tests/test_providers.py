@@ -9,6 +9,7 @@ import pytest
 from app.schemas import DRAFTS, AnyDraft, HandoffDraft
 from app.settings import Settings
 from tasks import providers
+from tasks.calls import Calls
 from tasks.context import Context, Event
 from tasks.extractive import MODEL
 from tasks.outcomes import NoResult
@@ -39,7 +40,7 @@ def context(*titles: str, kind: str = "handoff") -> Context:
 @pytest.mark.parametrize("kind", sorted(DRAFTS))
 async def test_every_kind_gets_a_draft_of_its_type(kind: str) -> None:
     asked = context("feat: add a cache, ENG-4", "Cache for ENG-4 is up for review", kind=kind)
-    first, second = [await Extractive().complete(asked) for _ in range(2)]
+    first, second = [await Extractive().complete(asked, Calls()) for _ in range(2)]
     assert type(first.draft) is DRAFTS[kind]
     assert first == second
     assert (first.model, first.prompt_tokens, first.completion_tokens) == (MODEL, 0, 0)
@@ -50,7 +51,7 @@ async def test_the_loop_keeps_ticking_while_the_provider_works(
 ) -> None:
     loop = asyncio.get_running_loop()
     started, go = asyncio.Event(), threading.Event()
-    draft = (await Extractive().complete(context("feat: a cache"))).draft
+    draft = (await Extractive().complete(context("feat: a cache"), Calls())).draft
 
     def slow(_: Context) -> AnyDraft:
         loop.call_soon_threadsafe(started.set)
@@ -58,7 +59,7 @@ async def test_the_loop_keeps_ticking_while_the_provider_works(
         return draft
 
     monkeypatch.setattr(providers, "extract", slow)
-    task = asyncio.create_task(Extractive().complete(context("feat: a cache")))
+    task = asyncio.create_task(Extractive().complete(context("feat: a cache"), Calls()))
     async with asyncio.timeout(5):
         await started.wait()
         assert not task.done()
@@ -68,7 +69,7 @@ async def test_the_loop_keeps_ticking_while_the_provider_works(
 
 async def test_nothing_to_say_is_no_result_and_counts_what_was_read() -> None:
     with pytest.raises(NoResult) as caught:
-        await Extractive().complete(context())
+        await Extractive().complete(context(), Calls())
     assert "(events: 0)" in caught.value.sentence
     assert caught.value.code == "no_result"
 
@@ -79,10 +80,11 @@ async def test_what_nobody_foresaw_is_passed_on(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(providers, "extract", broken)
     with pytest.raises(ZeroDivisionError):
-        await Extractive().complete(context("feat: a cache"))
+        await Extractive().complete(context("feat: a cache"), Calls())
 
 
 async def test_the_default_provider_is_the_built_in_one() -> None:
     provider = make_provider(Settings.from_env({}))
     assert isinstance(provider, Extractive)
-    assert isinstance((await provider.complete(context("feat: add a cache"))).draft, HandoffDraft)
+    made = await provider.complete(context("feat: add a cache"), Calls())
+    assert isinstance(made.draft, HandoffDraft)

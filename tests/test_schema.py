@@ -161,6 +161,8 @@ REFUSED = [
      "'short', id from jobs"),
     ("charges", "credits", "insert into charges select id, user_id, project_id, kind, -1 "
      "from jobs"),
+    ("model_prices", "prompt", "insert into model_prices values ('m', -1, 0)"),
+    ("model_prices", "completion", "insert into model_prices values ('m', 0, -1)"),
     *(("webhook_endpoints", about, "insert into webhook_endpoints (project_id, url, types) "
        f"select id, {values} from projects")
       for about, values in (

@@ -13,6 +13,7 @@ from app.db import Database, Unavailable
 from app.jobs import submit
 from app.queue import Bell
 from app.schemas import HandoffDraft, HandoffRequest
+from tasks.calls import Calls
 from tasks.context import Context
 from tasks.executor import Executor
 from tasks.generate import ClaimedJob
@@ -32,7 +33,7 @@ class Gate:
         if opened:
             self.opened.set()
 
-    async def complete(self, context: Context) -> Completion:
+    async def complete(self, context: Context, calls: Calls) -> Completion:
         await self._count(1)
         try:
             await self.opened.wait()

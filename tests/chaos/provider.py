@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 from app.schemas import HandoffDraft, Statement
+from tasks.calls import Calls
 from tasks.context import Context
 from tasks.outcomes import GenerationFailed, Retry
 from tasks.providers import Completion
@@ -29,7 +30,7 @@ class Scripted:
     def __init__(self) -> None:
         self._calls = Path(os.environ[CALLS])
 
-    async def complete(self, context: Context) -> Completion:
+    async def complete(self, context: Context, calls: Calls) -> Completion:
         """Follow the script of the newest event, then answer a draft about it."""
         event = context.events[0]
         path = self._calls / str(event.resource)
