@@ -10,6 +10,12 @@
     render     draft -> Markdown
     outcomes   how an attempt can end
 
+What a model reads, when one writes the artifact:
+
+    selection  which events matter most, threads together
+    tokens     how many tokens a text is at most
+    briefs     the events as compact text under a budget, with ids that a model can cite
+
 Beside the attempts, webhooks go out:
 
     delivery   what is due -> signed -> sent -> noted

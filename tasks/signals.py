@@ -89,7 +89,7 @@ def read(event: Event, *, limit: int = BODY_MAX) -> Signal:
     body = (event.content or "")[: min(limit, BODY_MAX)]
     body = CONTROLS.sub("", ANSI.sub("", body)).replace("\r", "\n")
     metadata = event.metadata if isinstance(event.metadata, Mapping) else {}
-    role, state = _role(event, metadata)
+    role, state = role_of(event, metadata)
     headline, merge_pull, head = _headline(title, body, metadata)
     subject, prefix, scope, bang = split_prefix(headline)
     files = tuple(path[:300] for path in strings(metadata.get("files"))[:FILES_MAX] if path.strip())
@@ -117,7 +117,7 @@ def read(event: Event, *, limit: int = BODY_MAX) -> Signal:
     )  # fmt: skip
 
 
-def _role(event: Event, metadata: Mapping[str, object]) -> tuple[str, str]:
+def role_of(event: Event, metadata: Mapping[str, object]) -> tuple[str, str]:
     """What the event is about and whether it leaves something open."""
     spoken = set(re.split(r"[\W_]+", event.event_type[:200].casefold()))
     status = metadata.get("state") or metadata.get("status")

@@ -15,6 +15,7 @@ tasks.outcomes tasks.calls tasks.context
 tasks.lines tasks.references tasks.paths tasks.kinds tasks.cues tasks.signals tasks.statements
 tasks.changes tasks.reading tasks.passages tasks.areas
 tasks.handoff tasks.notes tasks.onboarding tasks.architecture tasks.correlation tasks.extractive
+tasks.selection tasks.tokens tasks.briefs
 tasks.providers tasks.render tasks.generate tasks.isolated tasks.executor
 tasks.outbound tasks.delivery tasks.worker
 app.__main__
