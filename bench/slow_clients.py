@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import asyncpg
+import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -40,11 +41,15 @@ PAUSE = 0.005  # seconds between two requests of the healthy client
 RAMP = 0.012  # seconds between two first connections, so that the closings are spread as well
 
 
+Figures = tuple[float, float, float]
+
+
 class Target(NamedTuple):
-    """The server, and who may ask it."""
+    """The server, and one who may ask it."""
 
     port: int
     key: str
+    pid: int
 
 
 def main() -> None:
@@ -56,42 +61,60 @@ def main() -> None:
     chosen = parser.parse_args()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    print(f"{chosen.clients} slow clients; milliseconds of a healthy one, median of the rounds")
-    print(f"{'slow by':8}  {'p50 alone':>9} {'beside':>7}  {'p99 alone':>9} {'beside':>7}  ratio")
-    with served() as target:
+    print(
+        f"{chosen.clients} slow clients; a healthy one's milliseconds, the server's share of a core"
+    )
+    print("slow by  p50 alone  beside  p99 alone  beside  ratio  CPU alone  beside")
+    with served() as targets:
         for sort in SORTS:
-            rounds = [compare(target, sort, chosen) for _ in range(chosen.rounds)]
-            p50, p50_with, p99, p99_with = (
-                statistics.median(one[column] for one in rounds) for column in range(4)
+            rounds = [compare(targets, sort, chosen) for _ in range(chosen.rounds)]
+            alone, beside = (
+                [statistics.median(figures) for figures in zip(*half, strict=True)]
+                for half in zip(*rounds, strict=True)
             )
-            ratio = statistics.median(one[3] / one[2] for one in rounds)
-            print(f"{sort:8}  {p50:9.2f} {p50_with:7.2f}  {p99:9.2f} {p99_with:7.2f}  {ratio:.2f}")
+            ratio = statistics.median(beside[1] / alone[1] for alone, beside in rounds)
+            print(
+                f"{sort:7}  {alone[0]:9.2f} {beside[0]:7.2f}  {alone[1]:9.2f} {beside[1]:7.2f}"
+                f"  {ratio:5.2f}  {alone[2]:9.0%} {beside[2]:7.0%}",
+                flush=True,
+            )
 
 
-def compare(target: Target, sort: str, chosen: argparse.Namespace) -> tuple[float, ...]:
-    """p50 alone and beside, p99 alone and beside, of one round."""
-    alone = asyncio.run(healthy(target, chosen.seconds))
+def compare(
+    targets: tuple[Target, Target], sort: str, chosen: argparse.Namespace
+) -> tuple[Figures, Figures]:
+    """One round, alone and beside."""
+    target, of_slow = targets
+    alone = figures(target, chosen.seconds)
     context = multiprocessing.get_context("spawn")
     there = context.Event()
-    slow = context.Process(target=be_slow, args=(target, sort, chosen.clients, there))
+    slow = context.Process(target=be_slow, args=(of_slow, sort, chosen.clients, there))
     slow.start()
     try:
         if not there.wait(60):
             raise SystemExit("the slow clients could not connect")
-        beside = asyncio.run(healthy(target, chosen.seconds))
+        beside = figures(target, chosen.seconds)
     finally:
         slow.terminate()
         slow.join()
-    return tuple(
-        statistics.quantiles(times, n=100)[cut] * 1000
-        for cut in (49, 98)
-        for times in (alone, beside)
-    )
+        time.sleep(1)  # the server sees them go
+    return alone, beside
+
+
+def figures(target: Target, seconds: float) -> Figures:
+    """p50 and p99 in milliseconds, and the server's share of a core."""
+    server = psutil.Process(target.pid)
+    before = server.cpu_times()
+    times = asyncio.run(healthy(target, seconds))
+    after = server.cpu_times()
+    used = after.user + after.system - before.user - before.system
+    cuts = statistics.quantiles(times, n=100)
+    return cuts[49] * 1000, cuts[98] * 1000, used / seconds
 
 
 @contextmanager
-def served() -> Iterator[Target]:
-    """`baton serve` with a user who has a key and a project."""
+def served() -> Iterator[tuple[Target, Target]]:
+    """`baton serve` with two users who have a key and a project each."""
     with tempfile.TemporaryDirectory(prefix="baton-slow-") as folder, socket.socket() as probe:
         database = EmbeddedPostgres(Path(folder) / "data")
         dsn = database.start()
@@ -106,23 +129,25 @@ def served() -> Iterator[Target]:
             stderr=subprocess.DEVNULL,
         )
         try:
-            key = asyncio.run(prepare(dsn))
-            yield Target(port, key)
+            healthy_key, slow_key = asyncio.run(prepare(dsn))
+            yield Target(port, healthy_key, server.pid), Target(port, slow_key, server.pid)
         finally:
             server.terminate()
             server.wait()
             database.stop()
 
 
-async def prepare(dsn: str) -> str:
-    """A key, of a user with a project."""
+async def prepare(dsn: str) -> list[str]:
+    """The keys of two users."""
     await migrate(dsn)
     sql = await asyncpg.connect(dsn)
-    user_id = await sql.fetchval("select ops.create_user('ada@example.com')")
-    await sql.fetchval("select ops.create_project('web', $1)", user_id)
-    key = await sql.fetchval("select ops.create_api_key($1)", user_id)
+    keys = []
+    for name in ("ada", "mallory"):
+        user_id = await sql.fetchval("select ops.create_user($1)", f"{name}@example.com")
+        await sql.fetchval("select ops.create_project($1, $2)", name, user_id)
+        keys.append(str(await sql.fetchval("select ops.create_api_key($1)", user_id)))
     await sql.close()
-    return str(key)
+    return keys
 
 
 async def healthy(target: Target, seconds: float) -> list[float]:
