@@ -1,7 +1,7 @@
 """The page for people, in a real browser: from a key to a document, which can do nothing."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from urllib.parse import urlsplit
 
@@ -18,10 +18,14 @@ from app.settings import NO_LIMITS, Limits, Settings
 from app.static import FILES, POLICY
 from tasks.calls import Calls
 from tasks.context import Context
+from tasks.executor import Executor
 from tasks.providers import Completion, Extractive, Provider
+from tasks.render import escaped
 
-Working = Callable[..., AbstractAsyncContextManager[None]]
+Working = Callable[..., AbstractAsyncContextManager[Executor]]
 in_a_browser = pytest.mark.browser
+KINDS = ("Handoff", "Release notes", "Onboarding brief", "Architecture", "Correlation")
+REQUESTS = "performance.getEntriesByType('resource').map((entry) => entry.name)"
 OPENED = "!$('#document').hidden"
 
 
@@ -61,16 +65,34 @@ def working(worker: Workers) -> Working:
     """A worker that runs beside the body."""
 
     @asynccontextmanager
-    async def run(provider: Provider | None = None) -> AsyncIterator[None]:
-        running, _ = worker(provider)
+    async def run(provider: Provider | None = None) -> AsyncIterator[Executor]:
+        running, executor = worker(provider)
         task = asyncio.create_task(running.run())  # type: ignore[no-untyped-call]
         try:
-            yield
+            yield executor
         finally:
             running.stop()
             await task
 
     return run
+
+
+@pytest.fixture
+def read(
+    page: Page, caller: Caller, sql: asyncpg.Connection, drain: Callable[[], Awaitable[None]]
+) -> Callable[[str], Awaitable[None]]:
+    """Opens a document that says what it is told to."""
+
+    async def open_document(markdown: str) -> None:
+        await caller.ingest({"title": "feat: a cache"})
+        await caller.submit()
+        await drain()
+        await sql.execute("update handoffs set markdown = $1", markdown)
+        await enter(page, caller.key)
+        await page.click("#documents button")
+        await page.until(OPENED)
+
+    return open_document
 
 
 async def enter(page: Page, key: str) -> None:
@@ -165,8 +187,11 @@ async def test_a_handoff_goes_from_the_button_to_the_document_over_the_stream(
     await page.until("$('.card .state')?.textContent === 'Queued, next in line'")
     assert await page.js("return $('.card').getAttribute('aria-busy')") == "true"
     provider = Held()
-    async with working(provider):
+    async with working(provider) as executor:
         await page.until("!$('.card .state').textContent.startsWith('Queued')")
+        await provider.asked.wait()
+        await executor.report_once()
+        await page.until("$('.card .state').textContent === 'Writing, from 2 events'")
         assert await page.text(".card button") == "Cancel"
         provider.may.set()
         await page.until(OPENED)
@@ -185,10 +210,27 @@ async def test_a_handoff_goes_from_the_button_to_the_document_over_the_stream(
     assert "ready" in await page.js("return $('#news').textContent")
     await page.click("#copy")
     await page.until("$('#copy').textContent === 'Copied'")
+    asked = await page.js(f"return {REQUESTS}.filter((name) => name.includes('/jobs/'))")
+    assert sum(name.endswith("/events") for name in asked) >= 1
+
+
+@in_a_browser
+async def test_jobs_beyond_the_streams_are_followed_by_the_clock(
+    page: Page, caller: Caller, working: Working
+) -> None:
+    await caller.ingest({"title": "feat: a cache", "metadata": {"files": ["app/cache.py"]}})
+    await enter(page, caller.key)
+    for place in (1, 3, 4):
+        await page.click(f"#kinds label:nth-of-type({place})")
+        await page.click("#ask")
+        await page.until(f"$('.card h3')?.textContent === {KINDS[place - 1]!r}")
+    async with working():
+        await page.until("document.querySelectorAll('#documents li').length === 3")
+    assert await page.js("return $('#jobs-section').hidden")
     streamed = await page.js(
-        "return performance.getEntriesByType('resource').filter(e => /events$/.test(e.name)).length"
+        f"return new Set({REQUESTS}.filter((name) => name.endsWith('/events'))).size"
     )
-    assert streamed >= 1
+    assert streamed == 2
 
 
 @in_a_browser
@@ -270,18 +312,9 @@ HOSTILE = """# <img src=x onerror=alert(1)> title
 
 @in_a_browser
 async def test_a_hostile_document_is_shown_and_does_nothing(
-    page: Page, caller: Caller, sql: asyncpg.Connection, working: Working
+    page: Page, read: Callable[[str], Awaitable[None]]
 ) -> None:
-    await caller.ingest({"title": "feat: a cache"})
-    await caller.submit()
-    await enter(page, caller.key)
-    async with working():
-        await page.until("$('#documents button')")
-    await sql.execute("update handoffs set markdown = $1", HOSTILE)
-    await page.open(await page.js("return location.href"))
-    await enter(page, caller.key)
-    await page.click("#documents button")
-    await page.until(OPENED)
+    await read(HOSTILE)
     names = await page.js(
         "return [...new Set([...$('#sheet').querySelectorAll('*')].map((e) => e.localName))].sort()"
     )
@@ -302,8 +335,26 @@ async def test_a_hostile_document_is_shown_and_does_nothing(
     ):
         assert text in shown
     assert await page.js("return window.done") is None
-    fetched = await page.js("return performance.getEntriesByType('resource').map((e) => e.name)")
-    assert not [name for name in fetched if "evil" in name]
+    assert not [name for name in await page.js(f"return {REQUESTS}") if "evil" in name]
+
+
+@in_a_browser
+async def test_what_was_escaped_is_read_as_it_was_written(
+    page: Page, read: Callable[[str], Awaitable[None]]
+) -> None:
+    texts = [
+        "a * b * c, 2*3*4, **bold**, _under_, snake_case_name, __init__, ***",
+        "# no heading", "> no quote", "- no list", "+ nor this", "1. nor this", "=== ---",
+        "[link](https://example.com) ![image](x.png) [a][b] <https://example.com>",
+        "<b>&lt; &amp; &#60; &nbsp;</b> \\ \\* $HOME | ~~gone~~ javascript:alert(1)",
+        "https://example.com/a_b_c?x=1&y=2", "``` ticks ``",
+        "\u05e9\u05dc\u05d5\u05dd \u4f60\u597d",
+    ]  # fmt: skip
+    await read("# T\n\n" + "\n".join(f"- {escaped(text)}" for text in texts))
+    shown = await page.js(
+        "return [...document.querySelectorAll('#sheet li')].map((li) => li.textContent)"
+    )
+    assert [text.replace("\u200b", "") for text in shown] == texts
 
 
 # --- Where it is used -----------------------------------------------------------------------
@@ -311,18 +362,14 @@ async def test_a_hostile_document_is_shown_and_does_nothing(
 
 @in_a_browser
 async def test_nothing_is_wider_than_a_small_phone(
-    page: Page, caller: Caller, working: Working
+    page: Page, read: Callable[[str], Awaitable[None]]
 ) -> None:
-    word = "x" * 180
-    await caller.ingest({"title": f"feat: add the cache {word} and `{word}`"})
     await page.resize(320, 640)
     try:
-        fits = "return document.documentElement.scrollWidth <= innerWidth"
+        fits = "return document.documentElement.scrollWidth <= 320"
         assert await page.js(fits)
-        await enter(page, caller.key)
-        async with working():
-            await page.click("#ask")
-            await page.until(OPENED)
+        word = "x" * 150
+        await read(f"# {word}\n\n- {word} `{word}`\n\n```\n{word}\n```\n")
         assert await page.js(fits)
         top = await page.js("return $('#document').getBoundingClientRect().top / innerHeight")
         assert -0.1 < top < 0.5, "it was scrolled to"
@@ -338,11 +385,22 @@ async def test_the_page_goes_on_when_the_server_comes_back(
     page, app = Page(driver), create_app(Settings(database_url=dsn, limits=NO_LIMITS))
     async with served(app) as url:
         await page.open(url)
+        await page.js(
+            """const real = fetch;
+            window.resumed = [];
+            window.fetch = (address, options) => {
+              resumed.push(options.headers?.["Last-Event-ID"]);
+              return real(address, options);
+            };"""
+        )
         await enter(page, caller.key)
         await page.click("#ask")
         await page.until("$('.card .state')?.textContent.startsWith('Queued')")
     await page.until("$('#health').dataset.state === 'down'")
-    async with working(), served(app, port=urlsplit(url).port or 0):
+    provider = Held()
+    async with served(app, port=urlsplit(url).port or 0), working(provider):
+        await page.until("resumed.includes('1')")
+        provider.may.set()
         await page.until(f"{OPENED} && $('#health').dataset.state === 'ready'")
         await page.open("about:blank")
     await page.complaints()

@@ -8,8 +8,9 @@ const API = "/api/v1";
 const KEY = /^fr_[A-Za-z0-9_-]{43}$/;
 const STREAMS = 2; // browsers open six connections to a server, over all tabs
 const ANSWER_WITHIN = 30_000; // milliseconds for an ordinary request
-const LOOK_EVERY = 15_000; // milliseconds after which a streamed job is read anyway
-const HEALTH_EVERY = { ready: 30_000, down: 3_000 };
+const LOOK_EVERY = 30_000; // milliseconds after which a streamed job is read anyway
+const HEALTH_EVERY = { ready: 30_000, down: 2_000 };
+const HEALTH_WITHIN = 5_000;
 const KINDS = [
   {
     kind: "handoff",
@@ -57,8 +58,6 @@ const STEPS = {
   rendering: "Laying out",
   completed: "Ready",
 };
-
-const GONE = { done: true, status: "failed", outcome: "failed", error_meta: { retryable: false } };
 
 const $ = (id) => document.getElementById(id);
 const nameOf = (kind) => KINDS.find((known) => known.kind === kind)?.name ?? kind;
@@ -108,7 +107,7 @@ async function call(path, { method = "GET", body, headers = {}, signal = session
   } catch (error) {
     signal.throwIfAborted();
     checkHealth();
-    throw new Problem("Baton does not answer. It may be restarting, or the network is away.", 0, 3);
+    throw new Problem("Baton does not answer. It may be restarting, or the network is away.", 0, 2);
   }
   signal.throwIfAborted();
   const now = Date.parse(response.headers.get("Date"));
@@ -181,7 +180,7 @@ async function checkHealth() {
   try {
     const response = await fetch("/readyz", {
       cache: "no-store",
-      signal: AbortSignal.timeout(ANSWER_WITHIN),
+      signal: AbortSignal.timeout(HEALTH_WITHIN),
     });
     const value = await response.json();
     if (response.ok) [state, text] = ["ready", "Ready"];
@@ -289,10 +288,11 @@ async function choose(id) {
   $("library").setAttribute("aria-busy", "true");
   const read = (path) => persist(() => call(path, { signal }), tell, signal);
   try {
-    const [handoffs, insights, jobs] = await Promise.all([
+    // Jobs first: one that ends meanwhile is then in both lists, and not in neither.
+    const jobs = await read(`/jobs?project_id=${id}`);
+    const [handoffs, insights] = await Promise.all([
       read(`/handoffs?project_id=${id}`),
       read(`/projects/${id}/insights`),
-      read(`/jobs?project_id=${id}`),
     ]);
     const written = [
       ...handoffs.value.handoffs.map((each) => ({ ...each, kind: "handoff" })),
@@ -488,12 +488,13 @@ async function follow(card, wait) {
         const { value, wait: next } = await call(`/jobs/${card.job.id}`, { signal });
         wait = next || 2;
         showJob(card, value.job);
-        if (value.job.status === "completed") finish(card, value.result);
+        if (value.result) finish(card, value.result);
+        else if (value.job.status === "completed") lose(card, "Its document has been deleted.");
       } catch (error) {
         if (!(error instanceof Problem)) throw error;
         wait = error.wait;
         if (error.passes) setText(card.state, error.message);
-        else showJob(card, { ...card.job, ...GONE, error: error.message });
+        else lose(card, error.message);
       }
     }
   } finally {
@@ -570,12 +571,18 @@ function finish(card, result) {
   const written = { ...result, kind: card.job.kind };
   const focus = document.activeElement;
   const waiting = focus === document.body || focus === $("ask") || card.element.contains(focus);
-  documents.unshift(written);
+  documents = [written, ...documents.filter((each) => each.id !== written.id)];
   $("library-note").textContent = "";
   dismiss(card);
   if (card.openings === openings) openDocument(written, waiting);
   else listDocuments();
   say(`${nameOf(written.kind)} is ready: ${written.title}`);
+}
+
+/** There is nothing more to hear of a job: it cannot be read, or not what it made. */
+function lose(card, error) {
+  const lost = { done: true, status: "failed", outcome: "failed", error_meta: { retryable: false } };
+  showJob(card, { ...card.job, ...lost, error });
 }
 
 async function perform(card, button, act) {
@@ -870,7 +877,7 @@ function link(address, label) {
   } catch {
     // not an address
   }
-  if (!url || !["http:", "https:"].includes(url.protocol)) return node("span", {}, ...label);
+  if (!url) return node("span", {}, ...label);
   return node("a", { href: url.href, rel: "noreferrer noopener", target: "_blank" }, ...label);
 }
 
