@@ -6,6 +6,7 @@ program) and the `request_id`, whatever raised it. Whoever names `application/pr
 """
 
 import logging
+import re
 from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
@@ -21,6 +22,8 @@ from app.logs import request_id, trace
 log = logging.getLogger("baton.api")
 
 PROBLEM = "application/problem+json"
+# What a sentence may quote of a request, and what would end its line or change a terminal.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 RETRY_AFTER = 2  # seconds; a restart of PostgreSQL usually takes about that long
 
 
@@ -54,7 +57,7 @@ class ApiError(Exception):
 
     def __init__(self, sentence: str) -> None:
         super().__init__(sentence)
-        self.sentence = sentence
+        self.sentence = _CONTROL.sub("\ufffd", sentence)
 
 
 class InvalidRequest(ApiError):

@@ -210,7 +210,7 @@ HEADERS = {
     ),
     "Last-Event-ID": _header(
         "The `seq` of the last event that arrived, as browsers send it; wins over `after`.",
-        pattern="^[0-9]{1,15}$",
+        pattern="^[0-9]{0,15}$",
         example="3",
     ),
 }

@@ -88,7 +88,13 @@ Time = Annotated[
     BeforeValidator(_rfc3339),
     AfterValidator(_in_range),
     PlainSerializer(rfc3339, when_used="json"),
-    WithJsonSchema({"type": "string", "format": "date-time"}),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "format": "date-time",
+            "pattern": "^(19[7-9][0-9]|2[01][0-9]{2}|2200)-",  # the years of _in_range
+        }
+    ),
 ]
 
 
@@ -111,6 +117,14 @@ def _bounded(value: dict[str, Any]) -> dict[str, Any]:
 Metadata = Annotated[dict[str, Any], AfterValidator(_bounded)]
 Line = Annotated[str, StringConstraints(min_length=1, max_length=NAME_MAX)]
 SourceName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+
+
+def _whole(value: object) -> object:
+    """To JSON, 30.0 is the integer 30; some languages write it so."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
 
 
 class Strict(BaseModel):
@@ -180,18 +194,18 @@ WebhookTypes = Annotated[
 ]
 
 
+Seconds = Annotated[int, Field(ge=1, le=86_400), BeforeValidator(_whole)]
+
+
 class JobOptions(Strict):
     """Options of the job itself, apart so that they never collide with an artifact's."""
 
     priority: Priority = "normal"
-    start_timeout_s: int | None = Field(
-        None, ge=1, le=86_400, description="Seconds; not started by then, the job fails."
+    start_timeout_s: Seconds | None = Field(
+        None, description="Seconds; not started by then, the job fails."
     )
-    timeout_s: int | None = Field(
-        None,
-        ge=1,
-        le=86_400,
-        description="Seconds; not done by then, the job fails. A day if unset.",
+    timeout_s: Seconds | None = Field(
+        None, description="Seconds; not done by then, the job fails. A day if unset."
     )
     dedupe: Literal["in_flight"] | None = Field(
         None,
@@ -230,8 +244,8 @@ class HandoffRequest(ScopedRequest):
 class CorrelationRequest(ScopedRequest):
     """Ask which activity in different sources belongs together."""
 
-    lookbackHours: int = Field(168, ge=1, le=2160)
-    maxEvents: int = Field(150, ge=1, le=1000)
+    lookbackHours: Whole = Field(168, ge=1, le=2160)
+    maxEvents: Whole = Field(150, ge=1, le=1000)
 
 
 class OnboardingRequest(ScopedRequest):
@@ -239,16 +253,16 @@ class OnboardingRequest(ScopedRequest):
 
     newMemberRole: Line | None = None
     focusArea: Line | None = None
-    lookbackDays: int = Field(30, ge=1, le=365)
-    maxEvents: int = Field(400, ge=1, le=1000)
+    lookbackDays: Whole = Field(30, ge=1, le=365)
+    maxEvents: Whole = Field(400, ge=1, le=1000)
 
 
 class ArchitectureRequest(ScopedRequest):
     """Ask how the system is built and where it is moving."""
 
     focusQuestion: Annotated[str, StringConstraints(min_length=1, max_length=2000)] | None = None
-    lookbackDays: int = Field(14, ge=1, le=365)
-    maxEvents: int = Field(250, ge=1, le=1000)
+    lookbackDays: Whole = Field(14, ge=1, le=365)
+    maxEvents: Whole = Field(250, ge=1, le=1000)
 
 
 class ReleaseNotesRequest(ArtifactRequest):

@@ -35,10 +35,8 @@ _HEADERS = {"Cache-Control": "no-store", "Vary": "Accept, Authorization"}
 async def read_events(request: Request) -> Response:
     """The course of a job: what changed after `after`, oldest first."""
     job_id = path_id(request, "job_id")
-    after = query(request, JobEventsQuery).after
+    after = _last_event_id(request, query(request, JobEventsQuery).after)
     streamed = request.method == "GET" and _wants_stream(request)
-    if streamed:
-        after = _last_event_id(request, after)
     log = await _read(request, job_id, after)
     if not streamed:
         return json_response({"events": log.events, "done": log.done}, headers=_HEADERS)

@@ -159,3 +159,10 @@ def test_an_absent_database_is_a_warning_with_its_cause(caplog: pytest.LogCaptur
     [record] = caplog.records
     assert record.levelno == logging.WARNING
     assert "ConnectionRefusedError" in vars(record)["cause"]
+
+
+def test_a_sentence_is_one_line_whatever_it_quotes() -> None:
+    _, body = rendered(
+        db.InvalidRequest('sources: there is no source named "a\n\x1b[2J\u2028\x9b".')
+    )
+    assert body["error"] == 'sources: there is no source named "a\ufffd\ufffd[2J\ufffd\ufffd".'

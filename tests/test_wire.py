@@ -323,3 +323,12 @@ async def test_the_connection_lives_on_after_a_body_that_was_not_read(server: Wi
             assert line, "the connection was closed"
     assert b" 200 " in line
     writer.close()
+
+
+def test_a_whole_number_may_be_written_with_a_point() -> None:
+    assert wire.parse(b'{"lookbackHours":24.0,"maxEvents":1e2}', CorrelationRequest) == (
+        CorrelationRequest(lookbackHours=24, maxEvents=100)
+    )
+    for wrong in (b'{"maxEvents":1.5}', b'{"maxEvents":1e300}'):
+        with pytest.raises(InvalidRequest, match="^maxEvents: must be "):
+            wire.parse(wrong, CorrelationRequest)
