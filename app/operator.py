@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import click
+import httpx
 
 from app.db import Database, applied_version, current_version
 from app.embedded import EmbeddedUnavailable, program
@@ -165,9 +166,8 @@ def doctor(settings: Settings) -> None:
         findings += with_pool(settings, _examine)
     except click.ClickException as error:
         findings.append(("database", False, error.message))
-    own = settings.provider != "extractive"
-    told = "not tried here; a worker says at its start" if own else "built in, nothing to reach"
-    findings.append(("provider", True, f"{settings.provider}: {told}"))
+    good, told = _reach_provider(settings)
+    findings.append(("provider", good, f"{settings.provider}: {told}"))
     for name, good, finding in findings:
         click.echo(f"{'ok  ' if good else 'FAIL'}  {name:<14} {finding}")
     if not all(good for _, good, _ in findings):
@@ -200,6 +200,34 @@ async def import_history(
     except NotARepository as error:
         raise Fault(str(error)) from None
     return accepted, duplicates, history.name
+
+
+def _reach_provider(settings: Settings) -> tuple[bool, str]:
+    """Ask a vendor's server for its models: that costs nothing, and needs the key."""
+    vendor = settings.provider
+    if vendor == "extractive":
+        return True, "built in, nothing to reach"
+    if vendor == "openai":
+        key = settings.openai_api_key
+        url = settings.openai_base_url or "https://api.openai.com/v1"
+    elif vendor == "anthropic":
+        key = settings.anthropic_api_key
+        url = (settings.anthropic_base_url or "https://api.anthropic.com").rstrip("/") + "/v1"
+    else:
+        return True, "not tried here; a worker says at its start"
+    headers = {"Authorization": f"Bearer {key or 'none'}", "anthropic-version": "2026-10-21"}
+    try:
+        with httpx.stream(
+            "GET", f"{url.rstrip('/')}/models", headers=headers, timeout=10, trust_env=False
+        ) as answer:
+            status = answer.status_code
+    except httpx.HTTPError as error:
+        return False, f"{url} cannot be reached ({type(error).__name__})"
+    if status in (401, 403):
+        return False, f"{url} refuses the key ({status}); check {vendor.upper()}_API_KEY"
+    if status >= 500:
+        return False, f"{url} answers {status}"
+    return True, f"{url} answers"  # also a 404: not every gateway lists its models
 
 
 async def _examine(database: Database) -> list[tuple[str, bool, str]]:

@@ -487,6 +487,9 @@ class Usage(Shape):
     completion_tokens: int
     total_tokens: int
     credits: int
+    estimated: bool = Field(
+        False, description="The provider's server did not tell all; what is missing is estimated."
+    )
 
 
 class JobUrls(Shape):
@@ -580,11 +583,14 @@ class JobEventList(Shape):
 
 
 class TokenUsage(Shape):
-    """What the provider counted; zeros for the built-in one."""
+    """What the provider counted, over all requests; zeros for the built-in one."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    estimated: bool = Field(
+        False, description="The provider's server did not tell all; what is missing is estimated."
+    )
 
 
 class Handoff(Shape):

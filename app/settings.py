@@ -17,7 +17,21 @@ Network = IPv4Network | IPv6Network
 # The built-in provider, or one of the operator's own: a module and a factory without arguments.
 _HOST = r"(?:\[[^]@/?#]+\]|[^][:,@/?#]*)(?::[0-9]+)?"
 _DSN = rf"postgres(?:ql)?://(?:[^/?#]*@)?{_HOST}(?:,{_HOST})*(?:[/?].*)?"
-_PROVIDER = r"extractive|[A-Za-z_][\w.]*:[A-Za-z_]\w*"
+_PROVIDER = r"extractive|openai|anthropic|[A-Za-z_][\w.]*:[A-Za-z_]\w*"
+_URL = r"https?://[^\s/?#@]+(?:/[^\s?#]*)?"
+_KEY = r"[\x21-\x7e]+"
+
+# BATON_MODEL_<KIND>: the job kinds, and short words for three of them.
+_KINDS = {
+    "HANDOFF": "handoff",
+    "CROSS_SOURCE_CORRELATION": "cross_source_correlation",
+    "ONBOARDING_BRIEF": "onboarding_brief",
+    "ARCHITECTURE_INSIGHT": "architecture_insight",
+    "RELEASE_NOTES": "release_notes",
+    "CORRELATION": "cross_source_correlation",
+    "ONBOARDING": "onboarding_brief",
+    "ARCHITECTURE": "architecture_insight",
+}
 
 
 class ConfigurationError(Exception):
@@ -47,11 +61,22 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 8000
     provider: str = "extractive"
+    model: str | None = None  # None: the provider's default
+    models: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # kind -> name, variable
+    context_tokens: int = 100_000  # of one request to a model and its answer together
+    openai_api_key: str | None = field(default=None, repr=False)
+    openai_base_url: str | None = None
+    anthropic_api_key: str | None = field(default=None, repr=False)
+    anthropic_base_url: str | None = None
     concurrency: int = 100  # attempts in flight in one worker
     attempt_timeout: float = 110.0  # seconds; clients are told to wait 120
     limits: Limits = Limits()
     log: str = "json"
     webhook_allow: tuple[Network, ...] = ()  # may get webhooks although they are not public
+
+    def model_for(self, kind: str) -> tuple[str | None, str]:
+        """The model for a job kind, None for the provider's default; the variable that names it."""
+        return self.models.get(kind, (self.model, "BATON_MODEL"))
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> "Settings":
@@ -83,20 +108,35 @@ class Settings:
                 faults.append(f"{name}: must be networks such as 10.0.0.0/8,fd00::/8; {error}")
                 return ()
 
-        database_url = env.get("DATABASE_URL", "").strip() or None
-        if database_url and not re.fullmatch(_DSN, database_url):  # not quoted: it has a password
-            faults.append(
-                "DATABASE_URL: must be postgresql://user:password@host:port/database, "
-                "with special characters of the password percent-encoded"
-            )
+        def private(name: str, allowed: str, form: str) -> str | None:
+            value = env.get(name, "").strip() or None
+            if value and not re.fullmatch(form, value):  # not quoted: it may hold a secret
+                faults.append(f"{name}: must be {allowed}")
+            return value
+
         settings = cls(
-            database_url=database_url,
+            database_url=private(
+                "DATABASE_URL",
+                "postgresql://user:password@host:port/database, with special characters of the "
+                "password percent-encoded",
+                _DSN,
+            ),
             data_dir=Path(text("BATON_DATA_DIR", ".baton")),
             host=text("HOST", "127.0.0.1"),
             port=number("PORT", 8000, 1, 65535),
             provider=text(
-                "BATON_PROVIDER", "extractive", "extractive, or module:factory", _PROVIDER
+                "BATON_PROVIDER",
+                "extractive",
+                "extractive, openai, anthropic, or module:factory",
+                _PROVIDER,
             ),
+            model=env.get("BATON_MODEL", "").strip() or None,
+            models=_models(env, faults),
+            context_tokens=number("BATON_CONTEXT_TOKENS", 100_000, 8_000, 2_000_000),
+            openai_api_key=private("OPENAI_API_KEY", "a key without spaces", _KEY),
+            openai_base_url=private("OPENAI_BASE_URL", "http://host/path or https://…", _URL),
+            anthropic_api_key=private("ANTHROPIC_API_KEY", "a key without spaces", _KEY),
+            anthropic_base_url=private("ANTHROPIC_BASE_URL", "http://host/path or https://…", _URL),
             concurrency=number("BATON_CONCURRENCY", 100, 1, 1000),
             attempt_timeout=number("BATON_ATTEMPT_TIMEOUT", 110, 1, 3600),
             limits=_limits(env.get("BATON_LIMITS", ""), faults),
@@ -108,9 +148,41 @@ class Settings:
             ),
             webhook_allow=networks("BATON_WEBHOOK_ALLOW"),
         )
+        _require_key(settings, faults)
         if faults:
             raise ConfigurationError("\n".join(faults))
         return settings
+
+
+def _models(env: Mapping[str, str], faults: list[str]) -> dict[str, tuple[str, str]]:
+    """By job kind, the model and the variable that names it."""
+    found: dict[str, tuple[str, str]] = {}
+    for name in sorted(env):
+        word = name.removeprefix("BATON_MODEL_")
+        value = env[name].strip()
+        if word == name or not value:
+            continue
+        kind = _KINDS.get(word)
+        if kind is None:
+            faults.append(f"{name}: there is no such kind; there are {', '.join(_KINDS)}")
+        elif kind in found and found[kind][0] != value:
+            faults.append(f"{name}: {found[kind][1]} names another model for the same kind")
+        else:
+            found[kind] = (value, name)
+    return found
+
+
+def _require_key(settings: Settings, faults: list[str]) -> None:
+    """A vendor's own service needs a key; a server of the operator's own may need none."""
+    vendor = settings.provider
+    if vendor not in ("openai", "anthropic"):
+        return
+    if not (getattr(settings, f"{vendor}_api_key") or getattr(settings, f"{vendor}_base_url")):
+        name = vendor.upper()
+        faults.append(
+            f"{name}_API_KEY: is required for BATON_PROVIDER={vendor}, or {name}_BASE_URL of a "
+            "server that needs none"
+        )
 
 
 def _limits(text: str, faults: list[str]) -> Limits:

@@ -16,6 +16,14 @@ What a model reads, when one writes the artifact:
     tokens     how many tokens a text is at most
     briefs     the events as compact text under a budget, with ids that a model can cite
 
+A language model as the provider:
+
+    drafting   briefs -> what it answers -> a draft, repaired once, from several parts if need be
+    prompts    what it is asked
+    chat       one request: its bounds, and what each way to fail means
+    openai_chat, anthropic_chat    the vendors' SDKs behind it
+    replies    what it wrote -> a draft that cites what it was shown
+
 Beside the attempts, webhooks go out:
 
     delivery   what is due -> signed -> sent -> noted

@@ -104,6 +104,7 @@ async def generate(
             "prompt_tokens": completion.prompt_tokens,
             "completion_tokens": completion.completion_tokens,
             "total_tokens": completion.prompt_tokens + completion.completion_tokens,
+            **({"estimated": True} if completion.estimated else {}),
         },
     }
 

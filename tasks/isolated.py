@@ -25,7 +25,7 @@ from app.settings import Settings
 from tasks.calls import Calls
 from tasks.generate import ClaimedJob, generate
 from tasks.outcomes import Failed, Retry, from_json, to_json, unforeseen
-from tasks.providers import make_provider
+from tasks.providers import open_provider
 
 log = logging.getLogger("baton.worker")
 
@@ -122,7 +122,8 @@ async def _main(answer: BinaryIO) -> None:
     ) as database:
         try:
             calls = _CallsHome(answer, job)
-            artifact = await generate(database, make_provider(settings), job, calls)
+            async with open_provider(settings) as provider:
+                artifact = await generate(database, provider, job, calls)
         except (Failed, Retry) as outcome:
             _tell(answer, outcome=to_json(outcome))
         except Unavailable as error:

@@ -6,6 +6,8 @@ deterministic, offline and free.
 
 import asyncio
 import importlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,6 +27,7 @@ class Completion:
     model: str
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    estimated: bool = False  # are the tokens, because the provider did not tell all of them
     prompt_version: str | None = None  # which wording asked for it; stored with the artifact
 
 
@@ -59,6 +62,22 @@ class Extractive:
         return Completion(draft=draft, model=MODEL)
 
 
+@asynccontextmanager
+async def open_provider(settings: Settings) -> AsyncIterator[Provider]:
+    """The provider that the settings name; at the end it is closed, if it has anything to close.
+
+    Raises:
+        app.settings.ConfigurationError: it cannot be made.
+    """
+    provider = make_provider(settings)
+    try:
+        yield provider
+    finally:
+        close = getattr(provider, "aclose", None)
+        if close is not None:
+            await close()
+
+
 def make_provider(settings: Settings) -> Provider:
     """The provider that the settings name.
 
@@ -67,9 +86,26 @@ def make_provider(settings: Settings) -> Provider:
     """
     if settings.provider == "extractive":
         return Extractive()
+    if settings.provider in ("openai", "anthropic"):
+        return _make_drafter(settings)
     module, _, factory = settings.provider.partition(":")
     try:
         made: Provider = getattr(importlib.import_module(module), factory)()
     except (ImportError, AttributeError, TypeError) as error:
         raise ConfigurationError(f"BATON_PROVIDER: {settings.provider}: {error}") from error
+    return made
+
+
+def _make_drafter(settings: Settings) -> Provider:
+    """A provider over a vendor's SDK, which is heavy to import and an extra of its own."""
+    name = settings.provider
+    try:
+        drafting = importlib.import_module("tasks.drafting")
+        made: Provider = getattr(drafting, f"make_{name}")(settings)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in ("app", "tasks"):
+            raise
+        raise ConfigurationError(
+            f"BATON_PROVIDER: {name} needs the extra `{name}`: pip install 'baton[{name}]'."
+        ) from None
     return made

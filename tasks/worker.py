@@ -27,7 +27,7 @@ from app.sweeper import Sweeper
 from tasks.delivery import Deliverer
 from tasks.executor import Executor
 from tasks.outbound import Outbound
-from tasks.providers import Provider, make_provider
+from tasks.providers import Provider, open_provider
 
 log = logging.getLogger("baton.worker")
 
@@ -227,8 +227,8 @@ async def run_worker(settings: Settings) -> None:
         WorkerBroken: the worker stopped for another reason and should be started again.
     """
     assert settings.database_url
-    provider = make_provider(settings)
     async with AsyncExitStack() as stack:
+        provider = await stack.enter_async_context(open_provider(settings))
         database = await stack.enter_async_context(
             open_database(settings.database_url, application_name="baton worker", size=POOL_SIZE)
         )

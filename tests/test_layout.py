@@ -16,7 +16,8 @@ tasks.lines tasks.references tasks.paths tasks.kinds tasks.cues tasks.signals ta
 tasks.changes tasks.reading tasks.passages tasks.areas
 tasks.handoff tasks.notes tasks.onboarding tasks.architecture tasks.correlation tasks.extractive
 tasks.selection tasks.tokens tasks.briefs
-tasks.providers tasks.render tasks.generate tasks.isolated tasks.executor
+tasks.providers tasks.prompts tasks.replies tasks.chat tasks.openai_chat
+tasks.anthropic_chat tasks.drafting tasks.render tasks.generate tasks.isolated tasks.executor
 tasks.outbound tasks.delivery tasks.worker
 app.__main__
 """

@@ -27,7 +27,14 @@ def test_every_variable_is_read() -> None:
             "BATON_DATA_DIR": "/var/lib/baton",
             "HOST": "0.0.0.0",
             "PORT": "9000",
-            "BATON_PROVIDER": "extractive",
+            "BATON_PROVIDER": "openai",
+            "BATON_MODEL": "small",
+            "BATON_MODEL_RELEASE_NOTES": "terse",
+            "BATON_CONTEXT_TOKENS": "32000",
+            "OPENAI_API_KEY": SECRET,
+            "OPENAI_BASE_URL": "http://localhost:11434/v1",
+            "ANTHROPIC_API_KEY": SECRET,
+            "ANTHROPIC_BASE_URL": "https://gateway.example/anthropic",
             "BATON_CONCURRENCY": "7",
             "BATON_ATTEMPT_TIMEOUT": "30",
             "BATON_LIMITS": "default=5, poll=50,generate=0,waits=3,pending=7",
@@ -40,7 +47,14 @@ def test_every_variable_is_read() -> None:
         data_dir=Path("/var/lib/baton"),
         host="0.0.0.0",
         port=9000,
-        provider="extractive",
+        provider="openai",
+        model="small",
+        models={"release_notes": ("terse", "BATON_MODEL_RELEASE_NOTES")},
+        context_tokens=32_000,
+        openai_api_key=SECRET,
+        openai_base_url="http://localhost:11434/v1",
+        anthropic_api_key=SECRET,
+        anthropic_base_url="https://gateway.example/anthropic",
         concurrency=7,
         attempt_timeout=30,
         limits=Limits(default=5, poll=50, generate=0, waits=3, pending=7),
@@ -59,6 +73,12 @@ def test_all_faults_are_reported_together_and_name_their_variables() -> None:
         "DATABASE_URL": "mysql://localhost/baton",
         "PORT": "http",
         "BATON_PROVIDER": "oracle",
+        "BATON_MODEL_POETRY": "large",
+        "BATON_CONTEXT_TOKENS": "7999",
+        "OPENAI_API_KEY": f"{SECRET} and more",
+        "OPENAI_BASE_URL": f"https://user:{SECRET}@host/v1",
+        "ANTHROPIC_API_KEY": f"{SECRET}\u00e9",
+        "ANTHROPIC_BASE_URL": "localhost:8000",
         "BATON_CONCURRENCY": "0",
         "BATON_ATTEMPT_TIMEOUT": "1.5",
         "BATON_LIMITS": "default=many",
@@ -69,6 +89,7 @@ def test_all_faults_are_reported_together_and_name_their_variables() -> None:
         Settings.from_env(wrong)
     lines = str(caught.value).splitlines()
     assert sorted(line.partition(":")[0] for line in lines) == sorted(wrong)
+    assert SECRET not in str(caught.value)
     assert "'oracle'" in str(caught.value) and "extractive" in str(caught.value)
 
 
@@ -90,7 +111,13 @@ def test_without_a_terminal_logs_are_json(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_password_appears_neither_in_the_repr_nor_in_a_fault() -> None:
-    settings = Settings.from_env({"DATABASE_URL": f"postgresql://baton:{SECRET}@db/baton"})
+    settings = Settings.from_env(
+        {
+            "DATABASE_URL": f"postgresql://baton:{SECRET}@db/baton",
+            "OPENAI_API_KEY": SECRET,
+            "ANTHROPIC_API_KEY": SECRET,
+        }
+    )
     assert SECRET not in repr(settings)
     with pytest.raises(ConfigurationError) as caught:
         Settings.from_env({"DATABASE_URL": f"mysql://baton:{SECRET}@db/baton"})
@@ -137,3 +164,35 @@ def test_every_fault_of_the_limits_is_reported(quota: str) -> None:
     assert "default must be a whole number" in lines[0] and repr(quota) in lines[0]
     assert "'burst'" in lines[1] and "generate" in lines[1]
     assert "poll twice" in lines[2]
+
+
+@pytest.mark.parametrize("vendor", ["openai", "anthropic"])
+def test_a_vendor_s_own_service_needs_a_key_and_another_server_may_not(vendor: str) -> None:
+    asked = {"BATON_PROVIDER": vendor}
+    key, url = f"{vendor.upper()}_API_KEY", f"{vendor.upper()}_BASE_URL"
+    with pytest.raises(ConfigurationError, match=f"^{key}: is required for BATON_PROVIDER"):
+        Settings.from_env(asked)
+    assert Settings.from_env(asked | {key: SECRET}).provider == vendor
+    assert Settings.from_env(asked | {url: "http://localhost:8001/v1"}).provider == vendor
+
+
+def test_a_kind_has_the_model_that_is_named_for_it_by_its_name_or_a_short_word() -> None:
+    settings = Settings.from_env(
+        {
+            "BATON_MODEL": "small",
+            "BATON_MODEL_ARCHITECTURE": "large",
+            "BATON_MODEL_ONBOARDING_BRIEF": "kind",
+            "BATON_MODEL_ONBOARDING": "kind",
+            "BATON_MODEL_HANDOFF": " ",
+        }
+    )
+    assert settings.model_for("handoff") == ("small", "BATON_MODEL")
+    assert settings.model_for("architecture_insight") == ("large", "BATON_MODEL_ARCHITECTURE")
+    assert settings.model_for("onboarding_brief")[0] == "kind"
+    assert Settings().model_for("handoff") == (None, "BATON_MODEL")
+
+
+def test_two_models_for_one_kind_are_a_fault() -> None:
+    both = {"BATON_MODEL_CORRELATION": "a", "BATON_MODEL_CROSS_SOURCE_CORRELATION": "b"}
+    with pytest.raises(ConfigurationError, match="names another model for the same kind"):
+        Settings.from_env(both)
