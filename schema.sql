@@ -80,9 +80,10 @@ language sql stable as $$
   select now() + coalesce(nullif(current_setting('baton.clock_offset', true), ''), '0')::interval
 $$;
 
+-- Not below 0, which is where a clock that was set back would lead.
 create or replace function milliseconds(p_from timestamptz, p_to timestamptz) returns bigint
 language sql immutable as $$
-  select (extract(epoch from p_to - p_from) * 1000)::bigint
+  select case when p_to < p_from then 0 else (extract(epoch from p_to - p_from) * 1000)::bigint end
 $$;
 
 -- PostgreSQL 18 has uuidv7(); 15 to 17 get one of that name (RFC 9562: 48 bits of milliseconds,
@@ -645,10 +646,11 @@ create table if not exists idempotency_keys (
   route text not null,
   key text not null check (length(key) between 1 and 255),
   fingerprint bytea not null check (octet_length(fingerprint) = 32),  -- SHA-256 of the request
-  job_id uuid not null references jobs on delete cascade deferrable initially deferred,
+  job_id uuid not null,  -- also of a deleted job: a late repeat must not make and charge another one
   created_at timestamptz not null default baton_now(),
   primary key (user_id, route, key)
 );
+alter table idempotency_keys drop constraint if exists idempotency_keys_job_id_fkey;  -- once had
 create index if not exists idempotency_keys_job on idempotency_keys (job_id);
 create index if not exists idempotency_keys_age on idempotency_keys (created_at);
 
@@ -878,6 +880,21 @@ begin
 end
 $$;
 
+-- The job that a key stands for; BT411 when it has been deleted, for as long as the key is kept.
+create or replace function job_of_key(p_job_id uuid) returns job_objects
+language plpgsql stable as $$
+declare
+  v_job job_objects;
+begin
+  select * into v_job from job_objects where id = p_job_id;
+  if not found then
+    raise 'Idempotency-Key: the job of this key has been deleted; use a new key for a new request.'
+      using errcode = 'BT411';
+  end if;
+  return v_job;
+end
+$$;
+
 -- Answers BT429 when the project has as many pending jobs as it may; 0: no limit. With that many in
 -- reach, submits take turns, so that the limit is exact: more than a hundred at once do not come
 -- from anywhere, PostgreSQL takes no more connections unless told to.
@@ -963,7 +980,7 @@ begin
     v_known := same_request(p_user_id, p_kind, p_key, p_fingerprint, v_id);
     if v_known is not null then
       replayed := true;
-      select o.* into job from job_objects o where o.id = v_known;
+      job := job_of_key(v_known);
       return;
     end if;
   end if;
@@ -1082,7 +1099,7 @@ begin
     v_known := same_request(p_user_id, 'retry', p_key, p_fingerprint, v_id);
     if v_known is not null then
       replayed := true;
-      select o.* into job from job_objects o where o.id = v_known;
+      job := job_of_key(v_known);
       return;
     end if;
   end if;

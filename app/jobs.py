@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
@@ -207,6 +207,8 @@ async def _accepted(request: Request, row: asyncpg.Record) -> Response:
     if not (read and read.row["done"]):
         # Also for a job that the plan has refused, or that a repeated request finds ended.
         headers |= {"Location": job.fields["urls"]["self"], **_retry_after(job.poll_after or 0)}
+        if not job.fields["done"]:  # else a 304 would keep the result from the client
+            headers["ETag"] = read.etag if read else _etag(row, None)
         return json_response(answer, status=202, headers=headers)
     answer["result"] = dict(read.result) if read.result else None
     return json_response(answer, headers={**headers, "ETag": read.etag})
@@ -418,8 +420,8 @@ def _position(cursor: str) -> tuple[datetime, str]:
         created_at, _, id = text.partition(" ")
         if not is_id(id):
             raise ValueError
-        return datetime.fromisoformat(created_at), id
-    except ValueError:
+        return datetime.fromisoformat(created_at).astimezone(UTC), id
+    except (ValueError, OverflowError):
         raise InvalidRequest("cursor: must be the next_cursor of an earlier answer.") from None
 
 
@@ -530,7 +532,7 @@ def _etag(row: asyncpg.Record, result: asyncpg.Record | None) -> str:
     text = str(row["rev"])
     if row["recovering"]:  # turns true by time alone
         text += "-recovering"
-    if result and result["updated_at"] > result["created_at"]:  # archived, or brought back
+    if result and result["updated_at"] != result["created_at"]:  # archived, or brought back
         text += f"-{result['updated_at'].timestamp():.6f}"
     return f'"{text}"'
 

@@ -166,7 +166,8 @@ after 20 seconds (25 at most) with what there is; a `POST` then answers `200` if
 `GET /jobs/{job_id}/events` streams the changes, and webhooks tell the end of each job.
 
 **Safe repeats.** Send an `Idempotency-Key` of your own with a `POST`, and repeat the request with
-the same key until an answer arrives: the same key is the same job. It counts for a day at least.
+the same key until an answer arrives: the same key is the same job, and `410` once that has been
+deleted. It counts for a day at least.
 
 **Limits.** `RateLimit-Policy` tells the quotas of a route, `RateLimit` what is left of them.
 Reading jobs has a quota of its own, so polling takes nothing from the rest.
@@ -747,7 +748,7 @@ def _asked_headers(operation: Operation, status: int) -> Iterator[str]:
         yield from ("Operation-Location", "Idempotent-Replayed")
     if "Prefer" in operation.headers:
         yield "Preference-Applied"
-    if "If-None-Match" in operation.headers or (operation.ended and status == 200):
+    if "If-None-Match" in operation.headers or operation.ended:
         yield "ETag"
 
 
@@ -846,7 +847,7 @@ def _implied_errors(operation: Operation) -> Iterator[int]:
     if operation.body:
         yield from (408, 413, 415)
     if "Idempotency-Key" in operation.headers:
-        yield 422
+        yield from (410, 422)
     if not operation.public:
         yield 429
     yield from (414, 431, 500)

@@ -39,7 +39,7 @@ select keep_wait_slots($1, $2, $3);
 -- name: submit_job
 -- $1 user, $2 project, $3 kind, $4 sources, $5 filters, $6 until, $7 options, $8 of the job itself,
 -- $9 idempotency key or null, $10 fingerprint, $11 pending jobs that the project may have. The job
--- as a client sees it. BT404, BT400, BT422, BT429.
+-- as a client sees it. BT404, BT400, BT411, BT422, BT429.
 select (s.job).*, s.replayed, s.deduplicated
 from submit_job($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) s;
 

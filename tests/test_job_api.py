@@ -5,9 +5,11 @@ completes, a retried request that costs twice, an expired one that looks like an
 """
 
 import asyncio
+import base64
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import uuid4
 
 import asyncpg
 import httpx
@@ -231,6 +233,41 @@ async def test_an_unchanged_job_is_a_304_and_a_changed_one_is_not(
     await caller.http.patch(f"/handoffs/{handoff_id}", json={"status": "archived"})
     archived = await caller.http.get(path, headers={"If-None-Match": tag})
     assert archived.json()["result"]["status"] == "archived"
+
+
+async def test_a_202_has_the_etag_of_a_job_that_has_not_ended_and_of_no_other(
+    caller: Caller,
+) -> None:
+    body, key = {"project_id": caller.project_id}, {"Idempotency-Key": "abc"}
+    for prefer in ({}, {"Prefer": "wait=0"}):
+        accepted = await caller.http.post("/handoffs", json=body, headers={**key, **prefer})
+        path = accepted.headers["location"].removeprefix("/api/v1")
+        seen = {"If-None-Match": accepted.headers["etag"]}
+        assert (await caller.http.get(path, headers=seen)).status_code == 304
+    await caller.http.post(f"{path}/cancel")
+    assert (await caller.http.get(path, headers=seen)).status_code == 200
+    ended = await caller.http.post("/handoffs", json=body, headers=key)
+    assert ended.status_code == 202
+    assert "etag" not in ended.headers, "a 304 would keep the result from whoever sent it"
+
+
+async def test_a_clock_that_was_set_back_makes_no_time_negative_and_no_change_unseen(
+    caller: Caller, drain: Drain, sql: asyncpg.Connection
+) -> None:
+    await caller.ingest({"title": "feat: a thing"})
+    job_id = await caller.submit()
+    await sql.execute("update jobs set created_at = created_at + interval '1 hour'")
+    await drain()
+    await sql.execute("update handoffs set created_at = now() + interval '1 hour'")
+    await sql.execute("update handoffs set updated_at = created_at")
+    before = await caller.http.get(f"/jobs/{job_id}")
+    timings = before.json()["job"]["timings"]
+    assert timings["queue_ms"] == timings["total_ms"] == 0 <= timings["run_ms"]
+    assert "=-" not in before.headers["server-timing"]
+    handoff_id = before.json()["job"]["result_id"]
+    await caller.http.patch(f"/handoffs/{handoff_id}", json={"status": "archived"})
+    seen = {"If-None-Match": before.headers["etag"]}
+    assert (await caller.http.get(f"/jobs/{job_id}", headers=seen)).status_code == 200
 
 
 async def test_a_lease_that_runs_out_changes_the_etag(
@@ -490,11 +527,18 @@ async def test_a_list_shows_nothing_of_strangers(caller: Caller, stranger: Calle
     assert (await caller.job(job_id))["job"]["status"] == "pending"
 
 
+def cursor(created_at: str) -> str:
+    """One that was never answered but looks as if it had been."""
+    return base64.urlsafe_b64encode(f"{created_at} {uuid4()}".encode()).decode().rstrip("=")
+
+
 @pytest.mark.parametrize(
     ("params", "field"),
     [
         ({"cursor": "nonsense"}, "cursor"),
         ({"cursor": "Zm9vIGJhcg"}, "cursor"),
+        ({"cursor": cursor("0001-01-01T00:00:00+14:00")}, "cursor"),
+        ({"cursor": cursor("9999-12-31T23:59:59-14:00")}, "cursor"),
         ({"limit": "0"}, "limit"),
         ({"status": "cancelled"}, "status"),
         ({"created_after": "yesterday"}, "created_after"),
@@ -608,6 +652,29 @@ async def test_a_refused_request_does_not_use_up_its_key(caller: Caller) -> None
     assert (await caller.http.post("/handoffs", json=wrong, headers=key)).status_code == 400
     right = {"project_id": caller.project_id, "sources": ["github"]}
     assert (await caller.http.post("/handoffs", json=right, headers=key)).status_code == 202
+
+
+async def test_the_key_of_a_deleted_job_makes_no_other_job(
+    caller: Caller, stranger: Caller, sql: asyncpg.Connection
+) -> None:
+    first, key = await failed(caller), {"Idempotency-Key": "abc"}
+    paths = {
+        "/handoffs": {"project_id": caller.project_id},
+        f"/projects/{caller.project_id}/insights/onboarding": {},
+        f"/jobs/{first}/retry": None,
+    }
+    for path, body in paths.items():
+        made = (await caller.http.post(path, json=body, headers=key)).json()["jobId"]
+        await caller.http.post(f"/jobs/{made}/cancel")
+        assert (await caller.http.delete(f"/jobs/{made}")).status_code == 204
+        late = await caller.http.post(path, json=body, headers=key)
+        assert (late.status_code, late.json()["code"]) == (410, "gone"), path
+        assert late.json()["error"].startswith("Idempotency-Key: ")
+    other = await caller.http.post(
+        "/handoffs", json={"project_id": caller.project_id, "sources": ["github"]}, headers=key
+    )
+    assert other.status_code == 422, "it is still known for what it was"
+    assert await sql.fetchval("select count(*) from jobs") == 1
 
 
 async def test_a_retry_with_the_same_key_is_one_retry(caller: Caller) -> None:
