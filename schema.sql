@@ -5,6 +5,7 @@
 -- it over any earlier state of itself, in one transaction, after Procrastinate's own schema, and
 -- notes in schema_version that it did.
 --
+--   plans            what the users of a plan may ask for, and how much of it in a month
 --   users, organizations, members, projects   who may see what; a project is personal or of an
 --                                             organization, project_access answers for both
 --   api_keys         SHA-256 digests of the keys that act for a user; the raw key is never stored
@@ -23,6 +24,7 @@
 --   deleted_jobs     which jobs a client deleted: they are gone, not unknown
 --   handoffs, insights   the artifacts, one per completed job
 --   charges          what a completed job cost, one row per job
+--   credit_grants    credits beside those of the plan
 --   provider_calls   every call of a model that a worker made, whatever came of it
 --   model_prices     what such a call costs, as far as an operator has told
 --   webhook_endpoints, webhook_secrets   who is told of the jobs of a project, and what signs it
@@ -30,13 +32,15 @@
 --                    job, and the log of sending them
 --   schema_version   what has been applied
 --
--- and the view job_objects, the one place that says what a client sees of a job.
+-- and two views: job_objects, the one place that says what a client sees of a job, and balances, the
+-- one place that says what is left of whose credits.
 --
 -- The life of a job, in verbs. Only the functions below write jobs.status:
 --
 --   submit_job    -> pending       the request is valid and the caller may make it; its ticket (a
 --                                  row of procrastinate_jobs that only names the job) is deferred
 --                                  with it
+--                 -> failed        the plan or its credits do not allow it
 --   claim_job     pending -> processing    a worker that holds a ticket takes the job: a new
 --                                  attempt, a new random lease token, a row in leases
 --   renew_leases  processing       the worker is alive; tells it which leases are still its own
@@ -117,6 +121,15 @@ create table if not exists schema_version (
 
 -- --- People and what they may see ---------------------------------------------------------
 
+create table if not exists plans (
+  name text primary key,
+  monthly_credits int check (monthly_credits >= 0),  -- null: no limit
+  overage boolean not null default false,  -- go on, and charge, when they are used up
+  flows text[],  -- job kinds; null: all
+  models text[]  -- as artifacts have them in model_used; null: all
+);
+insert into plans (name) values ('self_hosted') on conflict do nothing;
+
 create table if not exists users (
   id uuid primary key default uuidv7(),
   email text not null check (email ~ '^[^@[:space:]]+@[^@[:space:]]+$' and length(email) <= 320),
@@ -125,6 +138,18 @@ create table if not exists users (
   created_at timestamptz not null default baton_now()
 );
 create unique index if not exists users_email on users (lower(email));
+
+-- Until version 2 a plan was any text, and meant everything.
+do $$
+begin
+  if not exists (
+    select from pg_constraint where conrelid = 'users'::regclass and conname = 'users_plan_fkey') then
+    insert into plans (name) select distinct plan from users on conflict do nothing;
+    alter table users add constraint users_plan_fkey foreign key (plan) references plans
+      on update cascade;
+  end if;
+end
+$$;
 
 create table if not exists organizations (
   id uuid primary key default uuidv7(),
@@ -158,6 +183,7 @@ create unique index if not exists projects_personal_slug on projects (owner_id, 
   where organization_id is null;
 create unique index if not exists projects_organization_slug on projects (organization_id, slug)
   where organization_id is not null;
+create index if not exists projects_owner on projects (owner_id);
 
 -- Who may see which project, and as what. Every statement that a caller can cause joins it.
 create or replace view project_access as
@@ -620,7 +646,9 @@ alter table jobs
   add column if not exists webhook_url text,
   add column if not exists start_deadline_at timestamptz,  -- started later it is of no use
   add column if not exists progress jsonb,  -- {"value", "step", "message"} of the running attempt
-  add column if not exists usage jsonb;  -- tokens and credits of a completed job
+  add column if not exists usage jsonb,  -- tokens and credits of a completed job
+  add column if not exists from_grants int not null default 0  -- how many of its credits grants pay
+    check (from_grants >= 0);
 
 -- What is not over yet, however many jobs are: what the sweep and the reconciliation look at.
 create index if not exists jobs_unfinished on jobs (deadline_at)
@@ -925,31 +953,41 @@ begin
 end
 $$;
 
--- Store a pending job and its ticket. p_job is what the client said of the job itself:
--- {"priority", "metadata", "webhook_url", "start_timeout_s", "timeout_s"}, each optional.
+-- Store a pending job and its ticket, or a failed job when the plan of the project's owner does not
+-- allow it. p_job is what the client said of the job itself: {"priority", "metadata", "webhook_url",
+-- "start_timeout_s", "timeout_s"}, each optional.
 create or replace function store_job(
   p_id uuid, p_user_id uuid, p_project_id uuid, p_kind text, p_input jsonb, p_job jsonb,
   p_retry_of uuid
 ) returns void
-language sql as $$
+language plpgsql as $$
+declare
+  v_verdict record := assess(p_project_id, p_kind);
+  v_refused boolean := v_verdict.error_code is not null;
+begin
   insert into jobs (
-    id, ticket_id, user_id, project_id, kind, input, fingerprint, credits, priority, metadata,
-    webhook_url, start_deadline_at, deadline_at, retry_of)
-  select
+    id, ticket_id, user_id, project_id, kind, input, fingerprint, credits, from_grants, status,
+    outcome, error_code, error, error_meta, completed_at, priority, metadata, webhook_url,
+    start_deadline_at, deadline_at, retry_of)
+  values (
     p_id,
-    defer_ticket(p_id, p_job ->> 'priority'),
-    p_user_id, p_project_id, kind, p_input,
-    hashtextextended(kind || p_input::text, 0),
-    credits,
+    case when not v_refused then defer_ticket(p_id, p_job ->> 'priority') end,
+    p_user_id, p_project_id, p_kind, p_input,
+    hashtextextended(p_kind || p_input::text, 0),
+    v_verdict.credits,
+    v_verdict.from_grants,
+    case when v_refused then 'failed' else 'pending' end,
+    case when v_refused then 'failed' end,
+    v_verdict.error_code, v_verdict.error, v_verdict.error_meta,
+    case when v_refused then baton_now() end,
     coalesce(p_job ->> 'priority', 'normal'),
     coalesce(p_job -> 'metadata', '{}'),
     p_job ->> 'webhook_url',
     baton_now() + (p_job ->> 'start_timeout_s')::float8 * interval '1 second',
     -- A day old, an answer is of no use to the one who asked; until then an outage is waited out.
     baton_now() + coalesce((p_job ->> 'timeout_s')::float8, 86400) * interval '1 second',
-    p_retry_of
-  from flows
-  where kind = p_kind
+    p_retry_of);
+end
 $$;
 
 -- Store a request as a pending job, and its ticket; or answer the job that it has made already
@@ -1256,16 +1294,151 @@ create index if not exists insights_recent on insights (project_id, created_at d
 create table if not exists charges (
   job_id uuid primary key,  -- hence at most once; what was used stays when the job is deleted
   user_id uuid not null references users,
-  project_id uuid not null references projects on delete cascade,
+  project_id uuid not null,
   kind text not null references flows,
   credits int not null check (credits >= 0),
   created_at timestamptz not null default baton_now()
 );
 alter table charges drop constraint if exists charges_job_id_fkey;  -- of version 1
+alter table charges drop constraint if exists charges_project_id_fkey;
+
+-- Since version 2. The column payer_id: who owned the project when the job was completed. It refers
+-- to nothing, so that a completion locks no row of users but that of the one who asked.
+do $$
+begin
+  if not exists (
+    select from pg_attribute where attrelid = 'charges'::regclass and attname = 'payer_id') then
+    alter table charges add column payer_id uuid;
+    update charges c set payer_id = p.owner_id from projects p where p.id = c.project_id;
+    alter table charges alter payer_id set not null;
+  end if;
+end
+$$;
+alter table charges
+  add column if not exists from_grants int not null default 0
+    check (from_grants >= 0);
+create index if not exists charges_payer on charges (payer_id, created_at)
+  include (credits, from_grants);
+create index if not exists charges_from_grants on charges (payer_id) include (from_grants)
+  where from_grants > 0;
 
 -- Since version 2.
 alter table handoffs add column if not exists prompt_version text;
 alter table insights add column if not exists prompt_version text;
+
+-- --- Credits ------------------------------------------------------------------------------
+--
+-- The owner of a project pays for its jobs, whoever asks and whichever organization it is of. What
+-- an unfinished job may cost is reserved by its being unfinished: there is no counter that a crash
+-- could leave wrong, and whatever ends a job sets its credits free or turns them into its charge. So
+-- only a submit can overdraw, and submits that one payer has to pay for take turns; ends of jobs
+-- take no lock for it, and under a plan without a limit nothing does.
+--
+-- A month is one of the calendar in UTC. Its credits go first and lapse with it; grants stay until
+-- they are used. Which of the two pay is settled at submit.
+
+create table if not exists credit_grants (
+  id uuid primary key default uuidv7(),
+  user_id uuid not null references users,
+  credits int not null check (credits <> 0),  -- below 0: a correction
+  reason text not null,
+  created_at timestamptz not null default baton_now()
+);
+create index if not exists credit_grants_user on credit_grants (user_id);
+
+create or replace function month_of(p_time timestamptz) returns timestamptz
+language sql immutable as $$
+  select date_trunc('month', p_time at time zone 'UTC') at time zone 'UTC'
+$$;
+
+-- used         charged this month, grants included
+-- reserved     by unfinished jobs, grants included
+-- month_left   of the plan's credits of this month; null: no limit
+-- grants_left  of the grants
+-- resets_at    when the month ends
+create or replace view balances as
+select
+  u.id as user_id, u.email, u.plan, p.monthly_credits, p.overage,
+  charged.credits as used, reserved.credits as reserved,
+  case when p.monthly_credits is not null
+    then greatest(0, p.monthly_credits - charged.of_month - reserved.of_month) end as month_left,
+  greatest(0, granted.credits - spent.credits - reserved.from_grants) as grants_left,
+  month_of(month_of(baton_now()) + interval '32 days') as resets_at
+from users u
+join plans p on p.name = u.plan
+cross join lateral (
+  select coalesce(sum(credits), 0) as credits, coalesce(sum(credits - from_grants), 0) as of_month
+  from charges
+  where payer_id = u.id and created_at >= month_of(baton_now())
+) charged
+cross join lateral (
+  select coalesce(sum(from_grants), 0) as credits
+  from charges
+  where payer_id = u.id and from_grants > 0
+) spent
+cross join lateral (
+  select
+    coalesce(sum(j.credits), 0) as credits, coalesce(sum(j.from_grants), 0) as from_grants,
+    coalesce(sum(j.credits - j.from_grants), 0) as of_month
+  from projects o
+  join jobs j on j.project_id = o.id and j.status in ('pending', 'processing')
+  where o.owner_id = u.id
+) reserved
+cross join lateral (
+  select coalesce(sum(credits), 0) as credits from credit_grants where user_id = u.id
+) granted;
+
+-- What a job of this kind costs in this project and how much of it grants pay; or why it cannot be,
+-- as the code, sentence and meta of a failed job. Under a plan with a limit the payer is locked until
+-- the transaction ends, so that two submits at once do not both see the last credit.
+create or replace function assess(
+  p_project_id uuid, p_kind text, out credits int, out from_grants int, out error_code text,
+  out error text, out error_meta jsonb
+) language plpgsql as $$
+declare
+  v_payer uuid;
+  v_plan plans;
+  v_balance balances;
+begin
+  select f.credits, o.owner_id into credits, v_payer
+  from flows f, projects o
+  where f.kind = p_kind and o.id = p_project_id;
+  select p.* into v_plan
+  from users u
+  join plans p on p.name = u.plan
+  where u.id = v_payer;
+  from_grants := 0;
+  error_meta := '{}';
+
+  if p_kind <> all (v_plan.flows) then
+    error_code := 'plan_violation';
+    error := format('The plan "%s" does not include artifacts of this kind (%s).',
+      v_plan.name, p_kind);
+    error_meta := jsonb_build_object('flow', p_kind, 'plan', v_plan.name, 'retryable', false);
+    return;
+  elsif v_plan.monthly_credits is null then
+    return;
+  end if;
+
+  perform pg_advisory_xact_lock(hashtextextended('baton credits ' || v_payer, 0));
+  select * into v_balance from balances where user_id = v_payer;
+  from_grants := least(greatest(0, credits - v_balance.month_left), v_balance.grants_left);
+  if v_plan.overage or v_balance.month_left + v_balance.grants_left >= credits then
+    return;
+  end if;
+  from_grants := 0;
+  error_code := 'quota_exceeded';
+  error := format(
+    'This costs %s credit(s), and %s are left. The plan "%s" has %s a month; the next month begins '
+    'on %s (UTC).',
+    credits, v_balance.month_left + v_balance.grants_left, v_plan.name, v_plan.monthly_credits,
+    to_char(v_balance.resets_at at time zone 'UTC', 'YYYY-MM-DD'));
+  error_meta := jsonb_build_object(
+    'flow', p_kind, 'plan', v_plan.name, 'required_credits', credits,
+    'remaining_credits', v_balance.month_left + v_balance.grants_left,
+    'resets_at', rfc3339(v_balance.resets_at), 'retryable', false);
+end
+$$;
 
 -- The good end of an attempt, all or nothing: status, artifact, charge, lease and ticket. Called
 -- again with the same token (its first answer was lost on the way) it answers the same job.
@@ -1329,8 +1502,11 @@ begin
     from jsonb_populate_record(null::insights, p_artifact) a;
   end if;
 
-  insert into charges (job_id, user_id, project_id, kind, credits)
-  values (v_job.id, v_job.user_id, v_job.project_id, v_job.kind, v_job.credits);
+  insert into charges (job_id, user_id, project_id, payer_id, kind, credits, from_grants)
+  select v_job.id, v_job.user_id, v_job.project_id, owner_id, v_job.kind, v_job.credits,
+    v_job.from_grants
+  from projects
+  where id = v_job.project_id;
   return v_job;
 end
 $$;
@@ -2339,6 +2515,98 @@ end
 $$;
 comment on function ops.revoke_api_key is
   'Revoke the key that starts with this prefix (11 characters). False: no such live key.';
+
+create or replace function ops.create_plan(
+  name text, monthly_credits int default null, overage boolean default false,
+  flows text[] default null, models text[] default null
+) returns void
+language plpgsql as $$
+declare
+  v_wrong text := (select f from unnest(flows) f where f not in (select kind from public.flows) limit 1);
+begin
+  if v_wrong is not null then
+    raise 'flows: there is no job kind named "%".', v_wrong using errcode = 'BT400';
+  end if;
+  insert into plans (name, monthly_credits, overage, flows, models)
+  values (create_plan.name, create_plan.monthly_credits, create_plan.overage, create_plan.flows,
+    create_plan.models)
+  on conflict on constraint plans_pkey do update
+  set monthly_credits = excluded.monthly_credits, overage = excluded.overage,
+    flows = excluded.flows, models = excluded.models;
+end
+$$;
+comment on function ops.create_plan is
+  'Create a plan, or change it for all who have it. monthly_credits null: no limit; overage: go on, '
+  'and charge, when they are used up; flows: job kinds, models: as artifacts have them, null: all. '
+  'Jobs that have been accepted run under what was true then.';
+
+create or replace function ops.set_plan(user_id uuid, plan text) returns void
+language plpgsql as $$
+begin
+  if not exists (select from plans p where p.name = set_plan.plan) then
+    raise 'plan: there is no plan named "%"; make it with ops.create_plan.', set_plan.plan
+      using errcode = 'BT400';
+  end if;
+  update users u set plan = set_plan.plan where u.id = set_plan.user_id;
+  if not found then
+    raise 'user_id: there is no user with this id.' using errcode = 'BT400';
+  end if;
+end
+$$;
+comment on function ops.set_plan is
+  'Give a user another plan, from the next request on. It counts for all projects that the user '
+  'owns, those of organizations included. What has been used this month stays used.';
+
+create or replace function ops.add_credits(user_id uuid, credits int, reason text) returns void
+language sql as $$
+  insert into credit_grants (user_id, credits, reason)
+  values (add_credits.user_id, add_credits.credits, add_credits.reason)
+$$;
+comment on function ops.add_credits is
+  'Give a user credits beside those of the plan; they are used after them and do not lapse. '
+  'Below 0: a correction.';
+
+create or replace function ops.set_price(
+  model text, prompt numeric, completion numeric
+) returns void
+language sql as $$
+  insert into model_prices (model, prompt, completion)
+  values (set_price.model, set_price.prompt, set_price.completion)
+  on conflict (model) do update set prompt = excluded.prompt, completion = excluded.completion
+$$;
+comment on function ops.set_price is
+  'Say what a million tokens of a model cost, in any currency, for the calls from now on.';
+
+create or replace view ops.balances as
+select
+  user_id, email, plan, monthly_credits, overage, used, reserved, grants_left,
+  month_left + grants_left as remaining, resets_at
+from balances;
+comment on view ops.balances is
+  'Credits by user, for the projects that the user owns: charged this month (UTC), reserved by jobs '
+  'that have not ended, left of ops.add_credits, and remaining for new jobs (null: no limit).';
+
+create or replace view ops.usage as
+select
+  (used.created_at at time zone 'UTC')::date as day, used.user_id, u.email, used.project_id,
+  o.name as project, count(used.credits) as completed_jobs,
+  coalesce(sum(used.credits), 0) as credits, count(used.prompt_tokens) as calls,
+  coalesce(sum(used.prompt_tokens), 0) as prompt_tokens,
+  coalesce(sum(used.completion_tokens), 0) as completion_tokens, sum(used.cost) as cost
+from (
+  select created_at, user_id, project_id, credits, null::int as prompt_tokens,
+    null::int as completion_tokens, null::numeric as cost
+  from charges
+  union all
+  select created_at, user_id, project_id, null, prompt_tokens, completion_tokens, cost
+  from provider_calls
+) used
+left join users u on u.id = used.user_id
+left join projects o on o.id = used.project_id
+group by day, used.user_id, u.email, used.project_id, o.name;
+comment on view ops.usage is
+  'By day (UTC), user who asked, and project: jobs completed, credits charged, calls of models, '
+  'their tokens, and what they cost by ops.set_price (null: not known).';
 
 create or replace function ops.set_limit(user_id uuid, policy text, quota int) returns void
 language plpgsql as $$

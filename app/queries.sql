@@ -274,9 +274,11 @@ order by f.source, f.dimension, f.resource, f.value;
 -- $1 job, $2 ticket, $3 worker, $4 lease in seconds. No row: the ticket is to be dropped.
 select
   j.id, j.user_id, j.project_id, p.name as project_name, j.kind, j.input, j.attempt, j.crashes,
-  j.provider_errors, j.lease_token, baton_now() as claimed_at
+  j.provider_errors, j.lease_token, u.plan, n.models, baton_now() as claimed_at
 from claim_job($1, $2, $3, $4) j
-join projects p on p.id = j.project_id;
+join projects p on p.id = j.project_id
+join users u on u.id = p.owner_id
+join plans n on n.name = u.plan;
 
 -- name: renew_leases
 -- $1 jobs, $2 tokens, $3 lease in seconds. The jobs that are still this worker's.

@@ -215,7 +215,7 @@ class Executor:
         def told(progress: Progress) -> None:
             self._progress[job.lease_token] = progress
 
-        return Calls(told, kind=job.kind)
+        return Calls(told, kind=job.kind, plan=job.plan, models=job.models)
 
     async def _store(
         self, job: ClaimedJob, outcome: "Artifact | Retry | Failed | ChildDied | Unavailable"

@@ -5,7 +5,7 @@ are not in the context is dropped before anybody sees it.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -44,6 +44,8 @@ class ClaimedJob:
     provider_errors: int
     lease_token: str
     claimed_at: datetime
+    plan: str = ""  # of the one who pays
+    models: Sequence[str] | None = None  # that the plan includes; None for all
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "ClaimedJob":

@@ -99,7 +99,12 @@ class _CallsHome(Calls):
     """Tells the worker what it is told."""
 
     def __init__(self, answer: BinaryIO, job: ClaimedJob) -> None:
-        super().__init__(lambda progress: _tell(answer, progress=progress), kind=job.kind)
+        super().__init__(
+            lambda progress: _tell(answer, progress=progress),
+            kind=job.kind,
+            plan=job.plan,
+            models=job.models,
+        )
         self._answer = answer
 
     def record(self, **call: Any) -> None:

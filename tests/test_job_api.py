@@ -140,7 +140,7 @@ async def test_the_estimate_of_a_new_process_is_right_from_its_first_request(
 async def test_an_estimate_that_fails_does_not_hide_that_the_job_is_stored(
     caller: Caller, sql: asyncpg.Connection
 ) -> None:
-    await sql.execute("alter table jobs rename column completed_at to ended_at")
+    await sql.execute("alter table jobs rename column started_at to begun_at")
     answer = await caller.http.post("/handoffs", json={"project_id": caller.project_id})
     assert (answer.status_code, answer.json()["job"]["eta"]) == (202, None)
 

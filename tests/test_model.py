@@ -1,5 +1,7 @@
 """The transitions of a job as a model: random schedules of everything that may happen to one.
 
+Half of the jobs are of somebody who may do without limit, half of one whose credits do not suffice.
+
 Several connections at once submit, take tickets, claim, renew, finish once or twice, die silently,
 come back as zombies, cancel, retry, sweep, wake, reconcile, duplicate and delete tickets, while
 the clock is moved along. A seed makes the choices, not the interleaving; the invariants hold for
@@ -22,10 +24,12 @@ import pytest
 
 SEEDS = int(os.environ.get("BATON_MODEL_SEEDS", "6"))
 JOBS = 100
+SUBMITTERS = 2
 WORKERS = 6  # connections that run attempts
 SWEEPERS = 3
 LEASE = 15.0  # seconds
 LIMIT = 40.0  # seconds of the real clock until every job has to have ended
+COST, MONTHLY, GRANTED = 2, 31, 8  # credits; neither of the latter is what jobs use up evenly
 
 # An artifact as a worker makes it, as small as the columns allow.
 ARTIFACT = json.dumps(
@@ -73,8 +77,7 @@ class Model:
 
     dsn: str
     rng: random.Random
-    user_id: Any = None
-    project_id: Any = None
+    owners: list[tuple[Any, Any]] = field(default_factory=list)  # users and their projects
     undecided: bool = True  # do clients still cancel and retry?
     offset: float = 0.0  # seconds by which the database's clock has been moved
     seen: Counter[str] = field(default_factory=Counter)
@@ -105,26 +108,33 @@ class Model:
             await asyncio.sleep(0.02)
             self.offset += self.rng.uniform(0.5, 4)
 
+    async def submit_together(self) -> None:
+        """Requests come in on several connections at once."""
+        await asyncio.gather(*(self.submit() for _ in range(SUBMITTERS)))
+
     async def submit(self) -> None:
         """Requests come in; some transactions roll back, some jobs have little time."""
         async with self.connection() as connection:
-            for _ in range(JOBS):
+            for _ in range(JOBS // SUBMITTERS):
                 await self.tick(connection)
                 transaction = connection.transaction()
                 await transaction.start()
-                job_id = await connection.fetchval(
-                    "select (job).id from submit_job($1, $2, 'handoff', null, null, null, '{}')",
-                    self.user_id,
-                    self.project_id,
+                job = await connection.fetchrow(
+                    "select (job).id, (job).status"
+                    " from submit_job($1, $2, 'handoff', null, null, null, '{}')",
+                    *self.rng.choice(self.owners),
                 )
+                assert job
                 if self.rng.random() < 0.05:
                     await transaction.rollback()
                     self.seen["rolled back"] += 1
                     continue
-                if self.rng.random() < 0.04:
+                if job["status"] == "failed":
+                    self.seen["refused"] += 1
+                elif self.rng.random() < 0.04:
                     await connection.execute(
                         "update jobs set deadline_at = baton_now() + interval '40 s' where id = $1",
-                        job_id,
+                        job["id"],
                     )
                 await transaction.commit()
                 self.seen["submitted"] += 1
@@ -258,19 +268,19 @@ class Model:
                 await asyncio.sleep(0.03)
                 await self.tick(connection)
                 job = await connection.fetchrow(
-                    "select id, status from jobs order by random() limit 1"
+                    "select id, status, user_id from jobs order by random() limit 1"
                 )
                 if job is None:
                     continue
                 if self.rng.random() < 0.7:
                     changed = await connection.fetchval(
-                        "select changed from cancel_job($1, $2)", self.user_id, job["id"]
+                        "select changed from cancel_job($1, $2)", job["user_id"], job["id"]
                     )
                     self.seen["cancelled"] += changed
                 elif job["status"] == "failed":
                     await connection.fetchval(
                         "select (job).id from retry_job($1, $2, null, null, 0)",
-                        self.user_id,
+                        job["user_id"],
                         job["id"],
                     )
                     self.seen["submitted"] += 1
@@ -309,7 +319,7 @@ async def run(model: Model, sql: asyncpg.Connection) -> None:
     acting = [asyncio.create_task(loop) for loop in loops]
     disturbing = asyncio.create_task(model.disturb())
     minding = asyncio.create_task(model.change_minds())
-    submitting = asyncio.create_task(model.submit())
+    submitting = asyncio.create_task(model.submit_together())
 
     async def rest() -> None:
         await submitting
@@ -357,6 +367,15 @@ async def violations(model: Model, sql: asyncpg.Connection) -> dict[str, list[An
         "charged and not completed": """
             select j.id from charges c join jobs j on j.id = c.job_id
             where j.status <> 'completed'""",
+        "more charged than there was": f"""
+            select month_of(created_at) from charges where payer_id = $1
+            group by 1 having sum(credits - from_grants) > {MONTHLY}
+            union all
+            select null from charges where payer_id = $1 having sum(from_grants) > {GRANTED}""",
+        "refused though there was enough": f"""
+            select id from jobs where error_code = 'quota_exceeded'
+            and (error_meta ->> 'remaining_credits')::int >= {COST}""",
+        "reserved left": "select user_id from balances where reserved <> 0",
         "leases left": "select job_id from leases",
         "parked left": "select job_id from job_due",
         "tickets left": "select id from procrastinate_jobs",
@@ -367,7 +386,11 @@ async def violations(model: Model, sql: asyncpg.Connection) -> dict[str, list[An
             where error_code = 'worker_lost' and crashes < 3 and attempt < 10""",
         "revision did not grow": "select job_id from audit where not grew",
     }
-    found = {name: [row[0] for row in await sql.fetch(query)] for name, query in asked.items()}
+    payer = model.owners[1][0]
+    found = {
+        name: [row[0] for row in await sql.fetch(query, *[payer] * ("$1" in query))]
+        for name, query in asked.items()
+    }
     moves = {tuple(row) for row in await sql.fetch("select distinct before, after from audit")}
     artifacts = {row[0] for row in await sql.fetch("select lease_token from handoffs")}
     completed = {token for token, name in model.finished.items() if name == "complete"}
@@ -389,8 +412,13 @@ async def test_no_schedule_breaks_an_invariant(
     seed: int, dsn: str, sql: asyncpg.Connection
 ) -> None:
     model = Model(dsn, random.Random(seed))
-    model.user_id = await sql.fetchval("select ops.create_user('ada@example.com')")
-    model.project_id = await sql.fetchval("select ops.create_project('model', $1)", model.user_id)
+    await sql.execute("update flows set credits = $1", COST)
+    await sql.execute("select ops.create_plan('small', $1)", MONTHLY)
+    for plan in ("self_hosted", "small"):
+        user = await sql.fetchval("select ops.create_user($1, plan => $2)", f"{plan}@a.b", plan)
+        project = await sql.fetchval("select ops.create_project('model', $1)", user)
+        model.owners.append((user, project))
+    await sql.execute("select ops.add_credits($1, $2, 'model')", user, GRANTED)
     await sql.execute(AUDIT)
 
     await run(model, sql)
@@ -398,5 +426,6 @@ async def test_no_schedule_breaks_an_invariant(
     print(dict(sorted(model.seen.items())))
     assert await violations(model, sql) == {}
     # A schedule in which nothing went wrong would prove nothing.
-    for event in ("died", "fenced", "swept", "sent twice", "claims lost", "mended", "cancelled"):
+    happens = "died, fenced, swept, sent twice, claims lost, mended, cancelled, refused"
+    for event in happens.split(", "):
         assert model.seen[event], f"{event} never happened"

@@ -159,8 +159,13 @@ REFUSED = [
      "sha256('x'), id from jobs"),
     ("idempotency_keys", "fingerprint", "insert into idempotency_keys select user_id, 'r', 'k', "
      "'short', id from jobs"),
-    ("charges", "credits", "insert into charges select id, user_id, project_id, kind, -1 "
-     "from jobs"),
+    *(("charges", about, "insert into charges (job_id, user_id, project_id, payer_id, kind, "
+       f"credits, from_grants) select id, user_id, project_id, user_id, kind, {values} from jobs")
+      for about, values in (("credits", "-1, 0"), ("from_grants", "1, -1"))),
+    ("plans", "monthly_credits", "update plans set monthly_credits = -1"),
+    ("credit_grants", "credits", "insert into credit_grants (user_id, credits, reason) "
+     "select id, 0, 'x' from users"),
+    ("jobs", "from_grants", "update jobs set from_grants = -1"),
     ("model_prices", "prompt", "insert into model_prices values ('m', -1, 0)"),
     ("model_prices", "completion", "insert into model_prices values ('m', 0, -1)"),
     *(("webhook_endpoints", about, "insert into webhook_endpoints (project_id, url, types) "
