@@ -126,7 +126,7 @@ create table if not exists plans (
   monthly_credits int check (monthly_credits >= 0),  -- null: no limit
   overage boolean not null default false,  -- go on, and charge, when they are used up
   flows text[],  -- job kinds; null: all
-  models text[]  -- as artifacts have them in model_used; null: all
+  models text[]  -- as a provider is asked for them, such as BATON_MODEL; null: all
 );
 insert into plans (name) values ('self_hosted') on conflict do nothing;
 
@@ -1514,7 +1514,7 @@ $$;
 -- --- Calls of models ------------------------------------------------------------------------
 
 create table if not exists model_prices (
-  model text primary key,  -- as provider_calls have it
+  model text primary key,  -- as it was asked for, or as the provider says it was
   prompt numeric not null check (prompt >= 0),  -- for a million tokens, in the operator's currency
   completion numeric not null check (completion >= 0)
 );
@@ -1542,7 +1542,8 @@ create index if not exists provider_calls_job on provider_calls (job_id);
 create index if not exists provider_calls_recent on provider_calls (created_at);
 
 -- Store calls that attempts have made, given as the columns that a worker knows. An attempt need not
--- have been the one that counted: it was paid for. Not worth waiting for the disk.
+-- have been the one that counted: it was paid for. asked is the model that was asked for; a provider
+-- may answer a more exact name. Not worth waiting for the disk.
 create or replace function record_calls(p_calls jsonb) returns void
 language sql as $$
   select set_config('synchronous_commit', 'off', true);
@@ -1554,9 +1555,13 @@ language sql as $$
     c.prompt_tokens, c.completion_tokens,
     (c.prompt_tokens * p.prompt + c.completion_tokens * p.completion) / 1000000,
     c.seconds, c.request_id, c.status
-  from jsonb_populate_recordset(null::provider_calls, p_calls) with ordinality c
-  left join model_prices p on p.model = c.model
-  order by c.ordinality
+  from jsonb_array_elements(p_calls) with ordinality as e (call, place)
+  cross join jsonb_populate_record(null::provider_calls, e.call) c
+  left join lateral (
+    select prompt, completion from model_prices
+    where model in (c.model, e.call ->> 'asked') order by model <> c.model limit 1
+  ) p on true
+  order by e.place
 $$;
 
 create or replace function outcome_of(p_error_code text) returns text
@@ -2537,7 +2542,7 @@ end
 $$;
 comment on function ops.create_plan is
   'Create a plan, or change it for all who have it. monthly_credits null: no limit; overage: go on, '
-  'and charge, when they are used up; flows: job kinds, models: as artifacts have them, null: all. '
+  'and charge, when they are used up; flows: job kinds, models: as BATON_MODEL names them, null: all. '
   'Jobs that have been accepted run under what was true then.';
 
 create or replace function ops.set_plan(user_id uuid, plan text) returns void

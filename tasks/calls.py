@@ -40,7 +40,8 @@ class Calls:
         self._kind = kind
         self._plan = plan
         self._models = models
-        self.made: list[dict[str, Any]] = []  # the columns of provider_calls that are known here
+        self._asked = ""
+        self.made: list[dict[str, Any]] = []  # what `record_calls` wants to know of each
 
     def report(self, value: float | None, step: str, message: str | None = None) -> None:
         """Say what the attempt is at.
@@ -65,6 +66,7 @@ class Calls:
                 plan=self._plan,
                 model=model,
             )
+        self._asked = model
 
     def record(
         self,
@@ -81,6 +83,7 @@ class Calls:
         """Note one request that was made, whatever came of it.
 
         Args:
+            model: as the provider calls it, which may be more exact than what was asked for.
             outcome: `ok`, or a word for how it failed.
             seconds: from sending it to the last byte of the answer.
             request_id: the provider's own name for it.
@@ -89,6 +92,7 @@ class Calls:
         """
         self.made.append(
             {
+                "asked": _clean(self._asked),
                 "model": _clean(model),
                 "outcome": _clean(outcome),
                 "prompt_tokens": prompt_tokens,

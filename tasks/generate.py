@@ -92,7 +92,6 @@ async def generate(
         options=job.input["options"],
     )
     completion = await provider.complete(context, calls)
-    calls.use(completion.model)
     calls.report(0.9, "rendering")
     draft = ground(completion.draft, context)
     return {

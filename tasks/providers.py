@@ -38,7 +38,8 @@ class Provider(Protocol):
         """The draft for `context.kind`.
 
         Args:
-            calls: told of each call of a model that was made, and of how far the draft is.
+            calls: told of the model before it is asked (`use`, so that a plan can refuse it), of
+                each call that was made, and of how far the draft is.
 
         Raises:
             tasks.outcomes.Retry: a failure that may pass; with what the provider asked to wait.
@@ -52,6 +53,7 @@ class Extractive:
 
     async def complete(self, context: Context, calls: Calls) -> Completion:
         """Extract in a thread, so that leases are renewed meanwhile."""
+        calls.use(MODEL)
         try:
             draft = await asyncio.to_thread(extract, context)
         except NothingToSay:

@@ -109,7 +109,7 @@ async def test_a_model_that_the_plan_lacks_fails_the_job_and_costs_nothing(
     provider = Asking()
     await caller.ingest({"title": "feat: a cache"})
     await give(sql, caller, 5, models=["small-1"])
-    for made in (provider, Extractive()):  # one that asks before, one that does not
+    for made in (provider, Extractive()):
         job_id = await caller.submit()
         await drain(made)
         job = (await caller.job(job_id))["job"]

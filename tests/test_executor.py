@@ -310,6 +310,25 @@ async def test_every_call_is_a_row_however_its_attempt_ended(
     assert await recorded(attempts, executor) != [], "once"
 
 
+async def test_a_call_costs_what_the_model_costs_that_answered_or_else_the_one_that_was_asked(
+    attempts: Attempts,
+) -> None:
+    class Asking(Scripted):
+        async def complete(self, context: Context, calls: Calls) -> Completion:
+            calls.use("m")
+            for model in ("m-2026", "n"):
+                calls.record(**CALL | {"model": model})
+            return await super().complete(context, calls)
+
+    await attempts.sql.execute("insert into model_prices values ('m', 2, 10), ('n', 4, 20)")
+    executor = attempts.executor(Asking(nothing))
+    await executor.run(*await attempts.submitted())
+    assert [row[-1] for row in await recorded(attempts, executor)] == [
+        Decimal("0.004"),
+        Decimal("0.008"),
+    ]
+
+
 async def test_the_calls_of_a_fenced_or_stopped_attempt_are_rows(attempts: Attempts) -> None:
     provider = Calling()
     executor = attempts.executor(provider)

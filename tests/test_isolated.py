@@ -58,7 +58,7 @@ async def test_what_a_child_tells_before_its_death_arrives(
     calls = Calls(told.append)
     with pytest.raises(ChildDied):
         await generate_isolated(job, dsn, calls)
-    assert calls.made == [CALL]
+    assert calls.made == [{"asked": "", **CALL}]
     assert told[-1] == {"value": 0.5, "step": "generating", "message": "half of it"}
 
 
