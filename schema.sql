@@ -861,26 +861,28 @@ from jobs j
 left join leases l on j.status = 'processing' and l.job_id = j.id
 left join job_due d on j.status = 'pending' and d.job_id = j.id
 left join procrastinate_jobs t on j.status = 'pending' and t.id = j.ticket_id and t.status = 'todo'
+-- "t.id is not null" inside: as a condition of the join it would be looked at after the counting.
 left join lateral (
   select count(*)
   from (
     (select 1 from procrastinate_jobs o
-     where o.status = 'todo' and o.priority = t.priority and o.id < t.id limit 1000)
+     where t.id is not null and o.status = 'todo' and o.priority = t.priority and o.id < t.id
+     limit 1000)
     union all
     (select 1 from procrastinate_jobs o
-     where o.status = 'todo' and o.priority > t.priority limit 1000)
+     where t.id is not null and o.status = 'todo' and o.priority > t.priority limit 1000)
     limit 1000
   ) counted
-) ahead on t.id is not null
+) ahead on true
 left join lateral (
   select count(*)
   from (
     select 1 from jobs o
-    where o.project_id = j.project_id and o.status in ('pending', 'processing')
+    where t.id is not null and o.project_id = j.project_id and o.status in ('pending', 'processing')
       and (o.created_at, o.id) < (j.created_at, j.id)
     limit 1000
   ) counted
-) older on t.id is not null;
+) older on true;
 
 -- The id of the job that this key of this user stands for already, or null: then p_job_id is now
 -- what it stands for. Two at once: the second waits for the first to commit.
@@ -2377,26 +2379,30 @@ language sql stable as $$
   where delivery_id = p_delivery_id
 $$;
 
--- Send a message once more, with the whole schedule before it and the same id.
+-- Send a message once more, with the whole schedule before it and the same id, to where the endpoint
+-- is now: what a dead URL has missed is replayed once it has been mended.
 create or replace function replay_webhook(p_user_id uuid, p_delivery_id text)
 returns webhook_deliveries
 language plpgsql as $$
 declare
   v_delivery webhook_deliveries;
   v_enabled boolean;
+  v_url text;
 begin
   select d.* into v_delivery
   from webhook_deliveries d
   join project_access a on a.project_id = d.project_id and a.user_id = p_user_id
   where d.id = p_delivery_id;
   perform assert_webhook_admin(project_role(p_user_id, v_delivery.project_id), 'delivery');
-  select enabled into v_enabled
+  select enabled, url into v_enabled, v_url
   from webhook_endpoints where id = v_delivery.endpoint_id for no key update;
   if not v_enabled then
     raise 'The webhook is disabled; enable it first.' using errcode = 'BT409';
   end if;
   update webhook_deliveries
-  set state = 'waiting', attempt = 0, next_attempt_at = baton_now(), ended_at = null
+  set
+    url = coalesce(v_url, url), state = 'waiting', attempt = 0, next_attempt_at = baton_now(),
+    ended_at = null
   where id = p_delivery_id
   returning * into v_delivery;
   return v_delivery;

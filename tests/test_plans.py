@@ -214,6 +214,17 @@ async def test_a_hot_query_reads_little(
     assert f'"Index Name": "{index}"' in plan or not index
 
 
+async def test_a_job_that_does_not_wait_counts_no_queue(conn: asyncpg.Connection) -> None:
+    await conn.execute(
+        "insert into jobs (user_id, project_id, kind, input, credits, created_at) "
+        "select $1, $2, 'handoff', '{}', 1, now() - interval '1 day' from generate_series(1, 1000)",
+        U,
+        P,
+    )
+    read, _, plan = await measured(conn, queries()["read_job"].rstrip(";"), (U, id_of("j", 1003)))
+    assert read <= 20, plan
+
+
 async def test_fetching_a_ticket_reads_little(conn: asyncpg.Connection) -> None:
     """Also when ten thousand wait: the function's own statement, as it stands in the database."""
     source = await conn.fetchval(

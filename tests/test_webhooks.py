@@ -286,6 +286,23 @@ async def test_a_replay_sends_a_delivered_message_again_under_its_id(
     assert refused.json()["error"] == "The webhook is disabled; enable it first."
 
 
+async def test_a_replay_goes_to_where_the_webhook_has_moved(
+    caller: Caller, deliverer: Deliverer, receiver: Receiver
+) -> None:
+    receiver.answers = [answer(410)]
+    webhook, _ = await made(caller, receiver.url("/old"))
+    job_id = await caller.submit()
+    await caller.http.post(f"/jobs/{job_id}/cancel")
+    await deliverer.drain()
+    [dead] = await deliveries(caller, job_id=job_id)
+    assert dead["state"] == "dead"
+    moved = {"url": receiver.url("/new"), "enabled": True}
+    await caller.http.patch(f"/webhooks/{webhook['id']}", json=moved)
+    await caller.http.post(f"/webhooks/deliveries/{dead['id']}/replay")
+    await deliverer.drain()
+    assert [got.target for got in receiver.got] == ["/old", "/new"]
+
+
 async def test_deliveries_are_asked_for_by_one_thing_newest_first(caller: Caller) -> None:
     webhook, _ = await made(caller, "https://hooks.example/")
     job_ids = [await caller.submit(job={"webhook_url": "https://own.example/"}) for _ in range(3)]
