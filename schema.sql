@@ -1173,7 +1173,8 @@ begin
 end
 $$;
 
--- A worker that holds a ticket takes the job. No row: another ticket won, or the job has ended.
+-- A worker that holds a ticket takes the job. No row: another ticket won, or the job has ended, or it
+-- is past a deadline and the sweep, which is about to say so, has only not come yet.
 create or replace function claim_job(
   p_job_id uuid, p_ticket_id bigint, p_worker text, p_lease_seconds double precision
 ) returns setof jobs
@@ -1190,7 +1191,8 @@ begin
     rev = rev + 1,
     started_at = coalesce(started_at, baton_now()),
     updated_at = baton_now()
-  where id = p_job_id and status = 'pending'
+  where id = p_job_id and status = 'pending' and deadline_at >= baton_now()
+    and (started_at is not null or start_deadline_at is null or start_deadline_at >= baton_now())
   returning * into v_job;
   if not found then
     return;

@@ -514,9 +514,9 @@ _FIELDS = (
 
 def _estimate(row: asyncpg.Record, wait: timedelta, run: timedelta) -> dict[str, Any]:
     now = row["read_at"]
-    start: datetime = row["started_at"] or max(now, row["created_at"] + wait)
-    if row["not_before"]:
-        start = max(start, row["not_before"])
+    start: datetime = row["started_at"] or row["created_at"] + wait
+    if row["status"] == "pending":  # also one that has to start once more
+        start = max(now, start, row["not_before"] or now)
     return {"start_at": start, "done_at": max(now, start + run), "basis": "p50_last_200"}
 
 

@@ -137,6 +137,27 @@ async def test_the_estimate_of_a_new_process_is_right_from_its_first_request(
     assert answer.headers["retry-after"] == "15", "never longer than SDKs accept"
 
 
+async def test_a_job_that_has_to_start_once_more_is_estimated_from_now(
+    caller: Caller, sql: asyncpg.Connection, drain: Drain
+) -> None:
+    await caller.ingest({"title": "feat: a thing"})
+    await sql.execute(
+        "select (job).id from submit_job($1, $2, 'handoff', null, null, null, '{}')",
+        caller.user_id, caller.project_id,
+    )  # fmt: skip
+    await drain()
+    await sql.execute("update jobs set started_at = completed_at - interval '30 s'")
+    job_id, token = await processing(caller, sql)
+    await sql.execute(
+        "update jobs set started_at = started_at - interval '1 hour' where id = $1", job_id
+    )
+    before = datetime.now(UTC)
+    await sql.execute("select release_job($1, $2)", job_id, token)
+    eta = (await caller.job(job_id))["job"]["eta"]
+    start, done = (datetime.fromisoformat(eta[name]) for name in ("start_at", "done_at"))
+    assert start >= before and done - start == timedelta(seconds=30)
+
+
 async def test_an_estimate_that_fails_does_not_hide_that_the_job_is_stored(
     caller: Caller, sql: asyncpg.Connection
 ) -> None:

@@ -40,6 +40,19 @@ async def expire(sql: asyncpg.Connection, *job_ids: str) -> None:
     )
 
 
+@pytest.mark.parametrize("deadline", ["start_deadline_at", "deadline_at"])
+async def test_a_job_past_its_deadline_is_not_started_before_the_sweep_comes(
+    caller: Caller, sql: asyncpg.Connection, sweeper: Sweeper, drain: Drain, deadline: str
+) -> None:
+    await caller.ingest({"title": "feat: a thing"})
+    job_id = await caller.submit()
+    await sql.execute(f"update jobs set {deadline} = baton_now() - interval '1 second'")
+    await drain()
+    assert (await caller.job(job_id))["job"]["attempt"] == 0
+    await sweeper.sweep_once()
+    assert (await caller.job(job_id))["job"]["outcome"] == "expired"
+
+
 async def test_a_job_of_a_dead_worker_goes_back_with_a_new_ticket(
     caller: Caller, sql: asyncpg.Connection, sweeper: Sweeper
 ) -> None:
