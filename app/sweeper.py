@@ -20,6 +20,7 @@ TICK = 1.0  # seconds between looks for parked jobs that are due
 SWEEP_TICKS = 5  # expired leases and deadlines; with a lease of 15 s, 20 s to the truth
 RECONCILE_TICKS = 30  # jobs without tickets, tickets without jobs
 BATCH = 200  # jobs a tick; more are left to the next one, and to the other processes
+FORGET = 5_000  # old idempotency keys a reconciliation: as many as 160 a second may come
 DEAD_AFTER = 30.0  # seconds without a heartbeat; a worker beats every 5
 LEASE = 15.0  # seconds that a claim or a renewal of tasks/executor.py counts
 # The brake. Expired leases mean dead workers, or that nobody could renew: the database's clock has
@@ -89,7 +90,7 @@ class Sweeper:
         """Mend what crashes between two systems leave behind; answers how many."""
         jobs: int = await self._database.value("reconcile_jobs", BATCH)
         tickets: int = await self._database.value("reconcile_tickets", DEAD_AFTER)
-        await self._database.value("forget_keys", BATCH)
+        await self._database.value("forget_keys", FORGET)
         if jobs or tickets:
             log.warning("reconcile", extra={"jobs": jobs, "tickets": tickets})
             self._bell.ring()
