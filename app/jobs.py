@@ -22,7 +22,7 @@ from starlette.responses import Response
 
 from app.auth import missing_job, visible_project
 from app.db import Database, DatabaseError
-from app.errors import ApiError, InvalidRequest
+from app.errors import ApiError, Gone, InvalidRequest
 from app.schemas import (
     ArchitectureRequest,
     ArtifactRequest,
@@ -301,7 +301,7 @@ async def _read(request: Request, job_id: str) -> Read:
     if row["result_kind"] is not None:
         name = "read_handoff" if row["result_kind"] == "handoff" else "read_insight"
         result = await database.row(name, user_id, [row["result_id"]])
-    return Read(row, result)
+    return await _whole(request, Read(row, result))
 
 
 async def _read_together(request: Request, job_id: str) -> Read:
@@ -309,6 +309,16 @@ async def _read_together(request: Request, job_id: str) -> Read:
     read: Read | None = await request.app.state.reads.get((request.state.user_id, job_id))
     if read is None:
         raise await missing_job(request, job_id)
+    return await _whole(request, read)
+
+
+async def _whole(request: Request, read: Read) -> Read:
+    """The read, unless the job was deleted between its row and its artifact: then it is gone, and
+    not a completed one without a result."""
+    if read.row["result_kind"] is not None and read.result is None:
+        error = await missing_job(request, read.row["id"])
+        if isinstance(error, Gone):
+            raise error
     return read
 
 

@@ -15,6 +15,7 @@ import asyncpg
 import httpx
 import pytest
 from conftest import Caller, Workers
+from starlette.applications import Starlette
 
 from app import db
 from app.db import Database
@@ -463,6 +464,30 @@ async def test_a_deleted_job_is_gone_with_its_artifact_but_not_its_cost(
         assert foreign.status_code == 404, "whoever could not see it learns nothing"
     assert await sql.fetchval("select count(*) from charges") == 1
     assert (await caller.http.get("/jobs")).json()["jobs"] == []
+
+
+@pytest.mark.parametrize("headers", [{}, {"Prefer": "wait=1"}])
+async def test_a_job_that_is_deleted_while_it_is_read_is_gone_and_not_without_a_result(
+    app: Starlette, caller: Caller, drain: Drain, sql: asyncpg.Connection,
+    headers: dict[str, str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    await caller.ingest({"title": "feat: a thing"})
+    job_id = await caller.submit()
+    await drain()
+
+    def deletes_before_the_artifact(ask: Callable[..., Awaitable[Any]]) -> Any:
+        async def asked(name: str, *args: Any) -> Any:
+            if name == "read_handoff":
+                await sql.execute("select delete_job($1, $2)", caller.user_id, job_id)
+            return await ask(name, *args)
+
+        return asked
+
+    for name in ("row", "rows"):
+        ask = deletes_before_the_artifact(getattr(app.state.database, name))
+        monkeypatch.setattr(app.state.database, name, ask)
+    answer = await caller.http.get(f"/jobs/{job_id}", headers=headers)
+    assert answer.status_code == 410, answer.text
 
 
 async def test_a_job_that_is_not_done_cannot_be_deleted(
