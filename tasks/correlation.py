@@ -18,6 +18,7 @@ from tasks.statements import CANDIDATES, count, day_of, ids_of, listed, lowered,
 
 WEAK_TIE = 0.5  # share of common words that ties events of different sources
 WEAK_HOURS = 72  # and how far apart in time they may be
+LINKS = 4  # references in one event up to which it ties threads together
 HUB = 25  # events that share a reference before it says nothing any more
 STEP_WORDS = {
     ("ticket", "open"): "opened in", ("ticket", "closed"): "closed in",
@@ -56,8 +57,11 @@ def _tied(reading: Reading, *, across: bool) -> list[Group]:
     mentions: dict[str, list[Signal]] = defaultdict(list)
     known = {s.own for s in reading.signals if s.own.startswith("@")}
     resolved = _resolver(reading)
+    links: dict[str, int] = {}  # event id -> references in it
     for signal in reading.signals:
-        for key in () if signal.bot else resolved(signal):
+        told = [] if signal.bot else resolved(signal)
+        links[signal.event.id] = len(told)
+        for key in told:
             if not key.startswith("@") or key in known:
                 mentions[key].append(signal)
     groups: list[tuple[list[str], dict[str, Signal]]] = []
@@ -70,7 +74,10 @@ def _tied(reading: Reading, *, across: bool) -> list[Group]:
         near = Counter(at for event_id in members for at in places[event_id][:CANDIDATES])
         at, common = min(near.items(), key=lambda pair: (-pair[1], pair[0]), default=(-1, 0))
         keys, others = groups[at] if common else ([], {})
-        if common * 2 > min(len(members), len(others)) and len(others) <= HUB:
+        # Half of one in the other is one story, unless what they share is a list of everything.
+        shared = sum(links[event_id] <= LINKS for event_id in members.keys() & others.keys())
+        smaller = min(len(members), len(others))
+        if (common * 2 > smaller or shared * 2 >= smaller) and common and len(others) <= HUB:
             keys.append(key)
         else:
             at, keys, others = len(groups), [key], {}

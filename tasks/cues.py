@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 
 from tasks.lines import line, sentences_of, uncommented
-from tasks.references import KEY, without_suffix, without_tail
+from tasks.references import KEY, KEYS, without_suffix, without_tail
 
 PARAGRAPHS_MAX = 300  # of one body
 TRAILER = re.compile(
@@ -16,6 +16,12 @@ TRAILER = re.compile(
     r"change-id|cc|git-svn-id|cherry-picked from|\(cherry picked from|see merge request|"
     r"(?:refs?|closes?[ds]?|fix(?:es|ed)?|resolve[sd]?)\b:?\s{0,2}(?:#|https?:|[A-Z]+-\d)|pr:? #\d|"
     r"-{3,}$|={3,}$|\*{3,}$)",
+    re.I,
+)
+# A trailer that goes on: "Closes #12. We decided to keep it."
+LED = re.compile(
+    rf"^(?:refs?|closes?[ds]?|fix(?:es|ed)?|resolve[sd]?)\b:?\s{{0,2}}(?:{KEYS}|https?://\S{{1,300}})"
+    r"\.\s+(?=\S)",
     re.I,
 )
 MAIL_QUOTE = re.compile(
@@ -28,7 +34,7 @@ HEADING = re.compile(r"^(?:#{1,6}\s|\*\*[^*]{1,80}\*\*:?$)")
 CUES: list[tuple[str, int, tuple[str, ...]]] = [
     ("decision", 3, (
         r"(?:we|i|team|they)(?:'ve| have)? (?:have )?decided",
-        r"decided (?:to|on|against|that|not)", r"decision:", r"approved:",
+        r"decided (?:to|on|against|that|not)", r"decision:", r"decided:", r"approved:",
         r"agreed (?:to|on|that)", r"we agreed", r"consensus(?: is|:)",
         r"(?:is|are) going with", r"we(?:'re| are|'ll| will)? (?:go|going) with", r"^going with",
         r"let's go with", r"settled on", r"opted (?:to|for)", r"we chose", r"chosen approach",
@@ -41,13 +47,14 @@ CUES: list[tuple[str, int, tuple[str, ...]]] = [
     )),
     ("decision", 1, (r"instead of", r"rather than")),
     ("next", 3, (
-        r"todo", r"next steps?:", r"next up:", r"next:", r"^next", r"action items?:",
+        r"todo", r"next steps?:", r"next up:", r"next:", r"^next", r"action(?: items?)?:",
         r"follow[- ]?ups?:", r"^follow[- ]?up", r"still needs? to", r"still (?:missing|to do|open)",
         r"remaining (?:work|tasks?|steps?|items?)", r"^remaining", r"remaining:", r"remains to be",
         r"left to do", r"needs? to be (?:done|finished|reviewed|deployed|migrated)",
         r"blocked (?:by|on)", r"waiting (?:for|on) (?:review|the|a|\w+ to)",
     )),
     ("next", 2, (
+        r"@[\w.-]{1,40}[,:]? (?:(?:can|could|would) you )?(?:please|pls)",
         r"follow[- ]?up", r"i'll (?:\w+ ){0,8}(?:tomorrow|later|next|today)",
         r"(?:will|we'll|i'll|to be|do(?:ne)?|fix(?:ed)?|handled?|address(?:ed)?) (?:\w+ ){0,5}"
         r"(?:later|tomorrow|next week|next sprint|in a (?:separate|future|later))",
@@ -82,11 +89,11 @@ STEMS = (
     "final call", "approved:", "switch", "drop", "favour", "favor", "migrat", "instead of",
     "rather than", "we will", "we won't", "todo", "next", "follow", "still ", "remain", "need",
     "left to do", "block", "waiting", "later", "tomorrow", "i'll", "separate", "not yet", "before",
-    "action item", "?", "\uff1f", "open question", "not sure", "tbd", "to be de", "should we",
-    "unclear", "risk", "data loss", "outage", "regression", "vulnerab", "security", "race cond",
-    "deadlock", "memory leak", "roll", "break", "fragile", "single point", "shipped", "deployed",
-    "launched", "finished", "completed", "released", "merged", "live", "is done", "are done",
-    "fixed",
+    "action:", "action item", "please", "pls", "?", "\uff1f", "open question", "not sure", "tbd",
+    "to be de", "should we", "unclear", "risk", "data loss", "outage", "regression", "vulnerab",
+    "security", "race cond", "deadlock", "memory leak", "roll", "break", "fragile", "single point",
+    "shipped", "deployed", "launched", "finished", "completed", "released", "merged", "live",
+    "is done", "are done", "fixed",
 )  # fmt: skip
 # A guess is no decision. Behind "we decided to" such a word belongs to what was decided.
 HEDGE = re.compile(
@@ -133,7 +140,7 @@ def paragraphs_of(body: str) -> tuple[list[str], list[tuple[bool, str]]]:
     if "<!--" in body:
         body = uncommented(body)
     for raw in body.split("\n"):
-        text = raw.strip()
+        text = LED.sub("", raw.strip()) if raw[:1].isalpha() else raw.strip()
         fence = text.startswith(("```", "~~~"))
         fenced ^= fence
         bullet = BULLET.match(text[:2_000]) if text[:1] and not text[0].isalpha() else None
@@ -162,13 +169,20 @@ def marked(subject: str, paragraphs: list[str], role: str, kind: str) -> tuple[S
     if kind in ("noise", "dependency") and role == "change":
         return ()
     found: dict[str, Sentence] = {}
-    if role not in ("ticket", "incident") or subject.endswith("?"):
+    repeated = role == "chat" and _begins(paragraphs, subject)
+    if not repeated and (role not in ("ticket", "incident") or subject.endswith("?")):
         _judge(without_suffix(subject), role, found, title=True)
     for paragraph in paragraphs:
         if _promising(paragraph):
             for text in sentences_of(paragraph):
                 _judge(text, role, found, title=False)
     return tuple(found.values())
+
+
+def _begins(paragraphs: list[str], subject: str) -> bool:
+    """Whether the body says it all again, as where a title is the first words of a message."""
+    start = line(subject, 1_000).rstrip(".\u2026 ")
+    return bool(start and paragraphs) and line(paragraphs[0][:2_000], 2_000).startswith(start)
 
 
 def _promising(text: str) -> bool:

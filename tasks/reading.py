@@ -56,6 +56,8 @@ def _closed(read: Sequence[Signal]) -> frozenset[str]:
         if signal.own and signal.state and signal.role in ("ticket", "pull", "incident", "change"):
             known.setdefault(signal.own, signal.state)
     closed |= {own for own, state in known.items() if state == "closed"}
+    requests = {signal.own for signal in read if signal.role == "pull"}
+    closed |= requests & {signal.pull for signal in read if signal.role == "change"}  # merged
     reopened = {
         s.own
         for s in read
@@ -69,9 +71,10 @@ def _open(read: Sequence[Signal], closed: frozenset[str]) -> tuple[Signal, ...]:
     found: dict[Hashable, Signal] = {}
     ended: set[Hashable] = set()
     for signal in read:
-        if signal.role not in OPEN_WORDS or not signal.text or signal.bot or not signal.state:
+        filed = signal.bot and signal.role != "incident"  # monitors file incidents, and mean it
+        if signal.role not in OPEN_WORDS or not signal.text or filed or not signal.state:
             continue
-        key: Hashable = signal.own or (signal.event.source, words(signal.text))
+        key: Hashable = signal.own or signal.event.url or (signal.event.source, words(signal.text))
         if signal.state == "closed":
             ended.add(key)
         elif key not in ended and signal.own not in closed:

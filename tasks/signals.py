@@ -148,6 +148,8 @@ def _author(event: Event, metadata: Mapping[str, object]) -> tuple[str, bool]:
     """Who did it, as written, and whether that is a program."""
     raw = CONTROLS.sub("", event.author or "").strip()
     name = " ".join(raw.split())[:120]
+    if name.casefold().replace(" ", "_") == event.source:
+        name = ""  # an importer that knew no better
     bot = bool(BOT.search(name)) or metadata.get("bot") is True or metadata.get("is_bot") is True
     return name, bot
 

@@ -64,3 +64,21 @@ def test_similar_titles_close_in_time_are_weaker_evidence() -> None:
 def test_one_source_alone_is_tied_within_itself() -> None:
     draft = correlations(event("Add seats, see ENG-4"), event("Fix seats for ENG-4", hour=1))
     assert draft.correlations[0].sources == ["github"]
+
+
+def test_a_thread_that_two_references_name_is_told_once() -> None:
+    draft = correlations(
+        ticket("Login loops on Safari", hour=1, external_id="ENG-42"),
+        event("Set SameSite=Lax (#12)", "Fixes ENG-42", hour=2),
+        chat("#12 is on staging", hour=3),
+    )
+    [found] = draft.correlations
+    assert found.references == ["ENG-42", "acme/web#12"]
+    assert len(found.event_ids) == 3
+
+
+def test_a_list_of_everything_ties_no_threads_together() -> None:
+    numbers = range(1, 7)
+    merged = [event(f"Change {n} of many (#{n})", hour=n) for n in numbers]
+    released = chat("Live: " + ", ".join(f"#{n}" for n in numbers), hour=9)
+    assert len(correlations(*merged, released).correlations) == len(numbers)

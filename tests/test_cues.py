@@ -97,3 +97,29 @@ def test_references_on_the_end_are_no_part_of_a_sentence(said: str, kept: str) -
 )
 def test_a_sentence_that_only_points_elsewhere_says_nothing(said: str) -> None:
     assert labels(signal("Sessions", said)) == []
+
+
+@pytest.mark.parametrize(
+    ("said", "label"),
+    [
+        ("Decided: sessions stay in Postgres.", "decision"),
+        ("ACTION: rotate the keys on Friday.", "next"),
+        ("@bo please rotate the keys on Friday.", "next"),
+        ("@bo, can you please rotate the keys?", "question"),
+    ],
+)
+def test_short_forms_of_chats_are_cues(said: str, label: str) -> None:
+    read = signal("Sessions", said, source="slack", event_type="message")
+    assert labels(read) == [(label, said)]
+
+
+@pytest.mark.parametrize("trailer", ["Closes #12.", "Fixes ENG-4, ENG-5.", "Refs https://h/a/1."])
+def test_a_sentence_behind_a_trailer_counts(trailer: str) -> None:
+    body = f"{trailer} We decided to keep Redis."
+    assert labels(signal("Sessions", body)) == [("decision", "We decided to keep Redis.")]
+
+
+def test_a_message_that_begins_with_its_title_is_read_once() -> None:
+    said = "We decided to set SameSite=Lax instead of None, because Safari needs it."
+    read = signal(f"{said[:40]}\u2026", said, source="slack", event_type="message")
+    assert labels(read) == [("decision", said)]
