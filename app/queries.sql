@@ -493,8 +493,12 @@ from (
 where scope = $2 and period_end < $3;
 
 -- name: release_bounds
--- $1 project, $2 source, $3 repository or null, $4 until. The last two releases, newest first.
-select occurred_at
+-- $1 project, $2 source, $3 repository or null, $4 until. The last two releases, newest first, and
+-- whether the source has several repositories.
+select occurred_at, resource, (
+    select count(*) > 1 from event_facets
+    where project_id = $1 and source = $2 and dimension = 'projects'
+  ) as several
 from events
 where project_id = $1 and source = $2 and event_type in ('tag', 'release', 'release.published')
   and ($3::text is null or resource = $3) and occurred_at <= $4

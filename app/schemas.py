@@ -981,6 +981,13 @@ class NotesSection(Draft):
     items: list[Statement]
 
 
+class Contributor(Draft):
+    """Who made the changes."""
+
+    name: str
+    event_ids: list[str]
+
+
 class ReleaseNotesDraft(Draft):
     """What changed, for the people who use it."""
 
@@ -988,7 +995,7 @@ class ReleaseNotesDraft(Draft):
     version: str | None
     summary: Statement
     sections: list[NotesSection]
-    contributors: list[str]
+    contributors: list[Contributor]
 
 
 AnyDraft = HandoffDraft | CorrelationDraft | OnboardingDraft | ArchitectureDraft | ReleaseNotesDraft

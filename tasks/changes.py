@@ -24,6 +24,8 @@ WEIGHTS = {
     "chore": 0.5, "ci": 0.3, "dependency": 0.2, "noise": 0.0,
 }  # fmt: skip
 ORDER = tuple(WEIGHTS)
+INTERNAL = frozenset(("refactor", "docs", "test", "build", "chore", "ci", "dependency", "noise"))
+REFERRED = 1.0  # what a number adds: somebody had asked for it, or reviewed it
 NOTED = 2.5  # what a line in the changelog adds to a change's weight
 TRIFLE_LESS = 1.0  # and what a trifle loses
 TRIFLE = re.compile(
@@ -46,6 +48,7 @@ class Change:
     areas: tuple[str, ...]
     people: tuple[str, ...]
     files: tuple[str, ...]
+    listed: bool = False  # a commit to the changelog alone names its request or issue
     undone: bool = False  # reverted, and the revert stands
     known: bool = True  # what was reverted is itself in the context
 
@@ -53,6 +56,11 @@ class Change:
     def minor(self) -> bool:
         """Whether nobody reads it one by one."""
         return self.kind in ("noise", "dependency")
+
+    @property
+    def visible(self) -> bool:
+        """Whether users may notice it."""
+        return bool(self.breaking) or self.kind not in INTERNAL
 
     @property
     def cancelled(self) -> bool:
@@ -79,16 +87,17 @@ class Change:
         """Importance: what it is, how much it touched, and how it arrived."""
         size = 0.35 * min(math.log2(1 + len(self.files)), 5)
         arrived = 0.5 * any(signal.pull for signal in self.signals)
-        arrived += 0.1 * min(len(self.signals), 8)
+        arrived += 0.1 * min(len(self.signals), 8) + REFERRED * bool(self.reference)
         urgent = 0.5 * max(signal.urgency for signal in self.signals)
         noted = NOTED * self.noted - TRIFLE_LESS * bool(TRIFLE.search(self.text))
         return WEIGHTS[self.kind] + 6 * bool(self.breaking) + size + arrived + urgent + noted
 
     @property
     def noted(self) -> bool:
-        """Whether its author gave it a line in the changelog, which says it matters to users."""
+        """Whether somebody gave it a line in the changelog, which says it matters to users."""
         logs = [path for path in self.files if CHANGELOG_FILE.search(path)]
-        return bool(logs) and len(logs) < len(self.files) and self.kind != "noise"
+        with_code = bool(logs) and len(logs) < len(self.files)
+        return (with_code or self.listed) and self.kind not in ("noise", "docs", "ci")
 
 
 def signals_behind(changes: Iterable[Change]) -> list[Signal]:
@@ -105,9 +114,16 @@ def changes_of(
     read: Sequence[Signal], names: dict[str, str], people: dict[str, str], *, several: bool
 ) -> tuple[Change, ...]:
     """The changes that the events tell of, most important first."""
-    made = [_change(group, names, people, several) for group in _grouped(read)]
+    logged = _logged(read)
+    made = [_change(group, names, people, logged, several) for group in _grouped(read)]
     made = _without_duplicates(_reverted([change for change in made if change.text]))
     return tuple(sorted(made, key=lambda change: -change.score))
+
+
+def _logged(read: Sequence[Signal]) -> frozenset[str]:
+    """Requests and issues that commits to the changelog alone name, as in "Changelog for #7"."""
+    logs = [s for s in read if s.files and all(CHANGELOG_FILE.search(path) for path in s.files)]
+    return frozenset(ref for signal in logs for ref in signal.references if "#" in ref)
 
 
 def _grouped(read: Sequence[Signal]) -> list[list[Signal]]:
@@ -184,7 +200,11 @@ def _brought_in(read: Sequence[Signal]) -> dict[int, int]:
 
 
 def _change(
-    group: list[Signal], names: dict[str, str], people: dict[str, str], several: bool
+    group: list[Signal],
+    names: dict[str, str],
+    people: dict[str, str],
+    logged: frozenset[str],
+    several: bool,
 ) -> Change:
     """One change from its signals; the merge speaks for its commits."""
 
@@ -210,6 +230,7 @@ def _change(
         breaking=next((s.breaking for s in group if s.breaking), ""),
         reference=_reference(group, several), areas=tuple(areas), files=files,
         people=tuple(dict.fromkeys(people.get(name, name) for name in authors if name)),
+        listed=any(ref in logged for s in group for ref in (s.pull, s.own, *_fixed(s)) if ref),
     )  # fmt: skip
 
 
@@ -221,7 +242,7 @@ def _kind(group: Sequence[Signal]) -> str:
     if first.role == "ticket":
         return "fix" if any("bug" in label.casefold() for label in first.labels) else "change"
     noted = any(CHANGELOG_FILE.search(path) for path in first.files)
-    if first.kind in ("dependency", "build") and noted and not first.bot:
+    if first.kind in ("dependency", "build", "refactor") and noted and not first.bot:
         return "change"  # people note the update of a framework, not of a linter
     if first.kind in ("change", "noise"):
         return min((s.kind for s in group if s.role == "change"), key=ORDER.index, default="change")

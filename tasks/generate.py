@@ -26,6 +26,8 @@ HANDOFF_EVENTS = 500
 NOTES_LOOKBACK = timedelta(days=30)
 NOTES_EVENTS = 1_000
 
+AROUND = ("summary", "contributors")  # parts that are no artifact alone
+
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")  # all but tab and line feed
 
 
@@ -89,7 +91,7 @@ async def generate(
         until=scope.until,
         events=fold(events[: scope.limit]),
         omitted=max(0, len(events) - scope.limit),
-        options=job.input["options"],
+        options=job.input["options"] | ({"repo": scope.repo} if scope.repo else {}),
     )
     completion = await provider.complete(context, calls)
     calls.report(0.9, "rendering")
@@ -114,6 +116,7 @@ async def find_scope(database: Database, job: ClaimedJob) -> Scope:
     """The sources, filters and period that the job's request stands for."""
     asked = job.input
     options: Mapping[str, Any] = asked["options"]
+    repo = options.get("repo")
     until = datetime.fromisoformat(asked["until"]) if asked["until"] else job.claimed_at
     limit = int(options.get("maxEvents", HANDOFF_EVENTS))
     match job.kind:
@@ -123,7 +126,7 @@ async def find_scope(database: Database, job: ClaimedJob) -> Scope:
             previous = await database.value("previous_handoff_end", job.project_id, scope, until)
             since = max(until - longest, min(previous or until - longest, until - shortest))
         case "release_notes":
-            since, until = await _release_period(database, job, until)
+            since, until, repo = await _release_period(database, job, until)
             limit = NOTES_EVENTS
         case "cross_source_correlation":
             since = until - timedelta(hours=options["lookbackHours"])
@@ -132,7 +135,7 @@ async def find_scope(database: Database, job: ClaimedJob) -> Scope:
     return Scope(
         sources=asked["sources"],
         filters=asked["filters"],
-        repo=options.get("repo"),
+        repo=repo,
         since=since,
         until=until,
         limit=limit,
@@ -178,7 +181,7 @@ def ground(draft: AnyDraft, context: Context) -> AnyDraft:
     """
     known = {id for event in context.events for id in event.ids}
     grounded = _grounded(draft.model_dump(), known)  # also without what PostgreSQL cannot hold
-    if not any(_event_ids(part) for name, part in grounded.items() if name != "summary"):
+    if not any(_event_ids(part) for name, part in grounded.items() if name not in AROUND):
         raise NoResult("Nothing in the provider's answer could be traced to an event.")
     return type(draft).model_validate(grounded)
 
@@ -238,14 +241,20 @@ def _content(kind: str, draft: AnyDraft, context: Context) -> dict[str, Any]:
 
 async def _release_period(
     database: Database, job: ClaimedJob, until: datetime
-) -> tuple[datetime, datetime]:
-    """From the last release to now; when nothing came after it, the last release itself."""
-    repo = job.input["options"].get("repo")
+) -> tuple[datetime, datetime, str | None]:
+    """From the last release to now; when nothing came after it, the last release itself.
+
+    A version is one repository's: of several, unless one is asked for, that of the last release.
+    """
+    repo: str | None = job.input["options"].get("repo")
     source = job.input["sources"][0]
     rows = await database.rows("release_bounds", job.project_id, source, repo, until)
+    if repo is None and rows and rows[0]["several"] and rows[0]["resource"]:
+        repo = rows[0]["resource"]
+        rows = await database.rows("release_bounds", job.project_id, source, repo, until)
     releases = [row["occurred_at"] for row in rows]
     if not releases:
-        return until - NOTES_LOOKBACK, until
+        return until - NOTES_LOOKBACK, until, repo
     after = await database.rows(
         "events_in_scope",
         job.project_id,
@@ -257,5 +266,5 @@ async def _release_period(
         1,
     )
     if after:
-        return releases[0], until
-    return (releases[1] if len(releases) > 1 else releases[0] - NOTES_LOOKBACK), releases[0]
+        return releases[0], until, repo
+    return (releases[1] if len(releases) > 1 else releases[0] - NOTES_LOOKBACK), releases[0], repo

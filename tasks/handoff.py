@@ -22,6 +22,7 @@ from tasks.reading import Reading
 from tasks.signals import Signal
 from tasks.statements import Seen, lowered, merged, raised, stated
 
+SHORT = 6  # key changes up to which what users cannot see is told as well
 THEME_MAX = 60  # characters of one theme in a title
 BREAK = re.compile(
     r"(?:[,;:]| [-\u2013\u2014(]| (?:because|when|so that|instead of|by|for|in|to|from|if|after"
@@ -31,8 +32,7 @@ BREAK = re.compile(
 
 def handoff(reading: Reading) -> HandoffDraft:
     """What happened, what was decided, what is open: for a colleague who comes back."""
-    top = [change for change in reading.changes if not change.minor]
-    top = spread(top, KEY_CHANGES) or [c for c in reading.changes if c.kind != "noise"]
+    top = _key_changes(reading) or [c for c in reading.changes if c.kind != "noise"]
     top.sort(key=lambda change: (not change.breaking, ORDER.index(change.kind)))
     key_changes = [change.statement for change in top]
     if len(key_changes) < KEY_CHANGES:
@@ -44,7 +44,9 @@ def handoff(reading: Reading) -> HandoffDraft:
     questions = said(reading, "question", LIST_MAX, taken)
     steps = _next_steps(reading, taken)
     if not key_changes:
-        key_changes = said(reading, "done", KEY_CHANGES, taken) or remarks(reading, taken)
+        key_changes = said(reading, "done", KEY_CHANGES, taken)
+    if not (key_changes or decisions or questions or steps):
+        key_changes = remarks(reading, taken)
     headlines = sorted(lasting(top), key=lambda change: -change.score)[:3]
     told = [] if top else key_changes  # without headlines, nothing of `top` stands
     return HandoffDraft(
@@ -55,6 +57,14 @@ def handoff(reading: Reading) -> HandoffDraft:
         open_questions=questions,
         next_steps=steps,
     )
+
+
+def _key_changes(reading: Reading) -> list[Change]:
+    """What users can see, then as much of the rest as still makes a short list."""
+    told = [change for change in reading.changes if not change.minor]
+    seen = spread([change for change in told if change.visible], KEY_CHANGES)
+    rest = [change for change in told if not change.visible]
+    return seen + spread(rest, max(0, SHORT - len(seen)))
 
 
 def _title(reading: Reading, headlines: Sequence[Change], fallback: Sequence[Statement]) -> str:

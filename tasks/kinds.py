@@ -1,7 +1,7 @@
 """What kind of change a subject tells of: a feature, a fix, …, or noise.
 
 The one rule: what people declare (`fix:`) beats what their verb says, and what was touched beats
-both. The patterns were tuned on the histories that `bench/quality.py` names.
+both. The patterns were tuned on the histories that `bench/quality` tunes on.
 """
 
 import re
@@ -61,7 +61,8 @@ NOISE = re.compile(
     r"|lint|format|formatting|ci|tests?|build)\b|(?:ran|run|apply|applied) (?:black|ruff|prettier"
     r"|isort|cog|lint)|lint(?:ing)?$|format(?:ting)?$|\.$|update(?:d)? \S{1,60}\.(?:md|rst|txt|py"
     r"|js|ya?ml|toml)$|merge (?:branch|remote|upstream|main|master|tag|commit)\b|cleanup$|minor$"
-    r"|tweaks?$|initial commit$|trigger ci|empty commit|(?:pre-commit|weblate"
+    r"|tweaks?$|(?:add|fix)(?:ed|es)? (?:an? |some |the )?(?:grammar|(?:missing|omitted) (?:article"
+    r"|word|comma|letter)s?)\b|initial commit$|trigger ci|empty commit|(?:pre-commit|weblate"
     r"|translations?) (?:auto|update))",
     re.I,
 )
@@ -104,9 +105,12 @@ INTERNAL = re.compile(
     r"|typing|type annotations?|ruff|flake8|coverage|linter|linting|pre-commit"
     r"|dev(?:elopment)? (?:server|dependenc\w{1,4})|refactor(?:ed|ing)?|code comments?|docstrings?"
     r"|makefile|justfile|benchmarks?|type warnings?|f-?strings?|unused (?:imports?|code|variables?)"
-    r"|dead code|golangci)\b",
+    r"|dead code|golangci|typeshed|pragma|private imports?|type alias(?:es)?|missing imports?"
+    r"|fixme)\b",
     re.I,
 )
+# About the documentation, although other files changed with it.
+DOCUMENTATION = re.compile(r"\b(?:docs|readme)\b(?!\.\w)", re.I)
 FILE_KINDS = (("ci", CI_FILE), ("build", MANIFEST_FILE), ("test", TEST_FILE), ("docs", DOC_FILE))
 
 
@@ -168,6 +172,8 @@ def _kind_of_words(subject: str) -> str:
         return "refactor"
     if kind == "refactor" and BEHAVIOUR.search(rest):
         return "change"
+    if DOCUMENTATION.search(rest):
+        return "docs"
     if kind in ("feature", "fix") and INTERNAL.search(rest):
         return "test" if re.search(r"\btests?\b", rest, re.I) else "refactor"
     if kind:

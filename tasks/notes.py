@@ -1,16 +1,17 @@
 """Release notes and pull request texts: what changed for users, grouped as people group it."""
 
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
-from app.schemas import NotesSection, ReleaseNotesDraft, Statement
-from tasks.changes import Change, lasting, signals_behind
+from app.schemas import Contributor, NotesSection, ReleaseNotesDraft, Statement
+from tasks.changes import INTERNAL, Change, lasting, signals_behind
 from tasks.lines import line
 from tasks.passages import (
     KEY_CHANGES,
     LIST_MAX,
+    SUMMARY_IDS,
     dependency_line,
     numbers,
     said,
@@ -22,15 +23,16 @@ from tasks.passages import (
 from tasks.paths import SCHEMA_FILE, TEST_FILE
 from tasks.reading import Reading, read_together
 from tasks.signals import Signal
-from tasks.statements import Seen, count, listed, merged, raised, stated
+from tasks.statements import Seen, count, ids_of, listed, merged, raised, stated
 
 NOTES_MAX = 20  # items of release notes; maintainers write 5 to 15
+# From so many changes with a line in the changelog on, and one in so many, it is kept as people go.
+KEPT_MIN, KEPT_SHARE = 3, 10
 HEADINGS = {
     "Breaking changes": "", "Security": "security", "Added": "feature", "Changed": "change",
     "Deprecated": "deprecation", "Removed": "removal", "Performance": "performance",
-    "Fixed": "fix", "Documentation": "docs",
+    "Fixed": "fix",
 }  # fmt: skip
-INTERNAL = frozenset(("refactor", "test", "build", "chore", "ci", "dependency", "noise"))
 VERSION = re.compile(r"v?\d{1,5}(?:\.\d{1,5}){1,3}[\w.+-]{0,20}", re.I)
 RELEASE_COMMIT = re.compile(
     r"^(?:prepare |bump |new )?(?:version|release)\b.{0,20}\d|^v?\d+(?:\.\d+)+\S{0,10}$"
@@ -49,7 +51,7 @@ def release_notes(reading: Reading) -> ReleaseNotesDraft:
     describing = reading.context.options.get("style") == "pr_description"
     sections = _description(reading) if describing else _note_sections(reading)
     name = line(wanted, 80) if isinstance(wanted, str) else line(reading.context.project_name, 80)
-    visible = [c for c in reading.changes if c.kind not in INTERNAL] or list(reading.changes)
+    visible = [c for c in reading.changes if c.visible] or list(reading.changes)
     if describing:
         title = next((raised(line(change.text, 90)) for change in lasting(visible)), name)
     else:
@@ -122,7 +124,14 @@ def _note_sections(reading: Reading) -> list[NotesSection]:
 
 def _notable(changes: Sequence[Change]) -> list[Change]:
     """The changes that users read about, best first: not all fifty commits of a busy month."""
-    told = [change for change in changes if change.breaking or change.kind not in INTERNAL]
+    told = [change for change in changes if change.visible]
+    noted = [change for change in told if change.noted]
+    if len(noted) >= KEPT_MIN and len(noted) * KEPT_SHARE >= len(told):
+        # Where people keep a changelog, what they left out of it is seldom for users.
+        rest = [change for change in told if not change.noted]
+        grave = [change for change in rest if change.breaking or change.kind == "security"]
+        rest = [change for change in rest if change not in grave]
+        told = [*noted, *grave, *spread(rest, len(noted) // 2)]
     return spread(told, NOTES_MAX) if told else list(changes)
 
 
@@ -180,7 +189,13 @@ def _notes_summary(
     return summary_of(text, signals_behind((*best, *visible)) or reading.signals)
 
 
-def _contributors(reading: Reading) -> list[str]:
+def _contributors(reading: Reading) -> list[Contributor]:
     """Everyone who made a change, most changes first; bots are not people."""
-    counts = Counter(name for change in reading.changes for name in change.people)
-    return sorted(counts, key=lambda name: (-counts[name], name))
+    made: dict[str, list[Change]] = defaultdict(list)
+    for change in reading.changes:
+        for name in change.people:
+            made[name].append(change)
+    return [
+        Contributor(name=name, event_ids=ids_of(signals_behind(made[name]))[:SUMMARY_IDS])
+        for name in sorted(made, key=lambda name: (-len(made[name]), name))
+    ]

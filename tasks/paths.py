@@ -15,7 +15,11 @@ CI_FILE = re.compile(
     r"^(?:\.github/|\.circleci/|\.ci/|\.gitlab-ci|\.travis|azure-pipelines|\.pre-commit|\.gitignore"
     r"|\.editorconfig|tox\.ini|noxfile|Makefile|justfile|scripts/|\.golangci|\.readthedocs|codecov"
     r"|\.vscode|\.devcontainer)", re.I)  # fmt: skip
-CHANGELOG_FILE = re.compile(r"(?:^|/)(?:change(?:s|log)|history|news|releases?)(?:\.\w+)?$", re.I)
+CHANGELOG_FILE = re.compile(  # one file, or a folder with a file for each change
+    r"(?:^|/)(?:change(?:s|[-_]?log)|history|news|releases?|release[-_]?notes|whats?[-_]?new)"
+    r"(?:\.\w+)?$|(?:^|/)(?:\.changeset|change(?:s|log)\.d|newsfragments)/",
+    re.I,
+)
 MANIFEST_FILE = re.compile(
     r"(?:^|/)(?:pyproject\.toml|setup\.(?:py|cfg)|requirements[\w.-]*|package(?:-lock)?\.json"
     r"|yarn\.lock|pnpm-lock\.yaml|poetry\.lock|uv\.lock|Pipfile(?:\.lock)?|go\.(?:mod|sum|work"

@@ -21,7 +21,7 @@ VERSIONS = {
     "cross_source_correlation": "cross_source_correlation-1",
     "onboarding_brief": "onboarding_brief-1",
     "architecture_insight": "architecture_insight-1",
-    "release_notes": "release_notes-1",
+    "release_notes": "release_notes-2",
 }
 INSTRUCTIONS_TOKENS = 2_500  # more than all that is said around the events of a brief
 
@@ -94,7 +94,7 @@ Write release notes for the people who use this, not for those who made it.
 - items: one change each, merged from all commits and reviews that made it; what a user sees or has
   to do, not how it was done; leave out refactoring, tests and tooling that no user notices, and
   changes that were reverted again.
-- contributors: names of the authors, as in the data, each once.""",
+- contributors: every author once: name as in the data, event_ids of what is theirs.""",
 }
 _STYLES = {
     "pr_description": """\

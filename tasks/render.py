@@ -17,9 +17,9 @@ from app.schemas import (
     Statement,
 )
 from tasks.context import Event
+from tasks.statements import day_of, period_of
 
 CITATIONS = 3  # per bullet: enough to check a claim, few enough to read past
-MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 SECTIONS = {
     "handoff": (
         ("Key changes", "key_changes"),
@@ -86,7 +86,7 @@ def render(kind: str, draft: Draft, events: Mapping[str, Event], *, cut: bool = 
             parts.append(f"## {escaped(heading)}\n\n" + "\n".join(bullets))
     if isinstance(draft, ReleaseNotesDraft) and draft.contributors:
         parts.append(
-            "## Contributors\n\n" + ", ".join(escaped(name) for name in draft.contributors)
+            "## Contributors\n\n" + ", ".join(escaped(each.name) for each in draft.contributors)
         )
     if events:
         rest = "; older ones in the period were left out" if cut else ""
@@ -175,7 +175,7 @@ def _label(event: Event) -> str:
         return identity[:7]
     if found := TICKET.search(identity) or TICKET.search(url):
         return found[1]
-    return f"{event.source}, {_day(event)}"
+    return f"{event.source}, {day_of(event.occurred_at)}"
 
 
 def _link(label: str, event: Event) -> str:
@@ -200,17 +200,7 @@ def _safe_url(url: str | None) -> str:
 def _footer(events: Iterable[Event]) -> str:
     """As in "2 to 20 Dec 2023, 38 events from github, slack"."""
     distinct = {event.id: event for event in events}
-    moments = sorted(event.occurred_at for event in distinct.values())
-    first, last = moments[0], moments[-1]
-    period = f"{last.day} {MONTHS[last.month - 1]} {last.year}"
-    if first.date() != last.date():
-        year = f" {first.year}" if first.year != last.year else ""
-        month = f" {MONTHS[first.month - 1]}" if year or first.month != last.month else ""
-        period = f"{first.day}{month}{year} to {period}"
+    period = period_of([event.occurred_at for event in distinct.values()])
     number = len({event_id for event in distinct.values() for event_id in event.ids})
     sources = ", ".join(escaped(source) for source in sorted({e.source for e in distinct.values()}))
     return f"{period}, {number} event{'' if number == 1 else 's'} from {sources}"
-
-
-def _day(event: Event) -> str:
-    return f"{event.occurred_at.day} {MONTHS[event.occurred_at.month - 1]}"

@@ -21,7 +21,7 @@ LIST_MAX = 60  # entries of one list
 IDS_MAX = 100  # events behind one statement
 PROBLEMS_TOLD = 5  # faults of the shape that a model is told at once
 
-_SHORT = {"title", "name", "heading", "version", "references", "sources", "areas", "contributors"}
+_SHORT = {"title", "name", "heading", "version", "references", "sources", "areas"}
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]")
 _FENCE = re.compile(r"```[a-zA-Z]*\s*\n?(.*?)\n?\s*```", re.DOTALL)
 

@@ -138,7 +138,7 @@ def good_answer(kind: str, shown: list[str]) -> dict[str, Any]:
         "release_notes": {
             "version": None,
             "sections": [{"heading": "Changed", "items": [said]}],
-            "contributors": ["Ada"],
+            "contributors": [{"name": "Ada", "event_ids": shown[:1]}],
         },
     }
     return {"title": "An LRU cache", "summary": said, **lists[kind]}

@@ -209,7 +209,11 @@ async def test_releases_of_other_repositories_and_sources_are_no_bounds(project:
     job = a_job(project.id, "release_notes", {"repo": "acme/web"}, ["github"])
     scope = await find_scope(project.database, job)
     assert (NOW - scope.since, scope.repo, scope.limit) == (9 * DAY, "acme/web", 1000)
-    assert (await notes_period(project))[0] == 4 * DAY
+    # Nobody asked for one: the notes are those of the last release, of its repository alone.
+    assert await notes_period(project) == (34 * DAY, 4 * DAY)
+    assert (
+        await find_scope(project.database, a_job(project.id, "release_notes", {}, ["github"]))
+    ).repo == "acme/api"
 
 
 # --- Loading -------------------------------------------------------------------------------
@@ -380,14 +384,15 @@ def test_an_emptied_section_of_notes_goes() -> None:
         {"heading": "Added", "items": [said("real", "a"), said("foreign", "x")]},
         {"heading": "Removed", "items": []},
     ]
+    people = [{"name": "Ada", "event_ids": ["a", "x"]}, {"name": "Eve", "event_ids": ["x"]}]
     draft = ReleaseNotesDraft.model_validate(
         {"title": "T", "version": None, "summary": said("S"), "sections": sections,
-         "contributors": ["Ada"]}
+         "contributors": people}
     )  # fmt: skip
     kept = ground(draft, grounding("a"))
     assert isinstance(kept, ReleaseNotesDraft)
     assert [(s.heading, [i.text for i in s.items]) for s in kept.sections] == [("Added", ["real"])]
-    assert kept.contributors == ["Ada"]
+    assert [(c.name, c.event_ids) for c in kept.contributors] == [("Ada", ["a"])]
 
 
 def test_lists_that_hold_no_event_ids_are_left_alone() -> None:

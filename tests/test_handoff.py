@@ -3,6 +3,7 @@
 import pytest
 from stories import HTTPX, REVERTED, chat, event, handoff, texts, ticket
 
+from tasks.context import Event
 from tasks.extractive import NothingToSay
 
 
@@ -99,7 +100,7 @@ def test_without_changes_what_was_decided_is_told_as_a_decision_only() -> None:
         chat("The invoices went out this morning.", hour=2, author="Ada"),
     )
     assert texts(draft.decisions) == ["We decided to charge per seat \u2014 Ada in #backend"]
-    assert texts(draft.key_changes) == ["The invoices went out this morning \u2014 Ada in #backend"]
+    assert draft.key_changes == []
 
 
 def test_what_was_reverted_is_in_no_title() -> None:
@@ -107,3 +108,52 @@ def test_what_was_reverted_is_in_no_title() -> None:
     assert texts(draft.key_changes) == ["Reverted: add the great big lookup cache"]
     assert draft.title == "web: 1 change by 1 person in app/cache, 2 Mar 2026"
     assert "great" not in draft.summary.text
+
+
+def alert(text: str, **given: object) -> Event:
+    fields = {"source": "pagerduty", "event_type": "incident.triggered", "author": "alerts[bot]"}
+    return event(text, **(fields | given))  # type: ignore[arg-type]
+
+
+def test_an_incident_that_a_program_filed_is_open() -> None:
+    draft = handoff(event("Fix login"), alert("Checkout is down"))
+    assert texts(draft.next_steps) == ["Unresolved: Checkout is down"]
+
+
+def test_an_incident_is_over_when_the_same_address_says_so() -> None:
+    url = "https://acme.pagerduty.com/incidents/Q1"
+    draft = handoff(
+        event("Fix login"),
+        alert("Checkout is down", hour=1, url=url, author="Ada"),
+        alert("Recovered", hour=2, url=url, author="Ada", event_type="incident.resolved"),
+    )
+    assert draft.next_steps == []
+
+
+def test_a_pull_request_that_a_commit_brought_in_is_not_open() -> None:
+    url = "https://github.com/acme/web/pull/12"
+    draft = handoff(
+        event("Keep the session", hour=1, event_type="pull_request.opened", url=url),
+        event("Keep the session for a day (#12)", hour=2),
+    )
+    assert draft.next_steps == []
+
+
+def test_a_remark_is_no_key_change_where_there_is_more_to_tell() -> None:
+    remark = chat("The weather in Lisbon is fine", hour=1)
+    decided = chat("We decided to charge per seat.", hour=2)
+    assert handoff(remark, decided).key_changes == []
+    assert len(handoff(remark).key_changes) == 1
+
+
+def test_a_source_is_no_person() -> None:
+    draft = handoff(event("Fix login"), event("Add seats", hour=1, author="GitHub"))
+    assert draft.summary.text.startswith("2 changes by 1 person")
+
+
+def test_what_users_cannot_see_fills_a_short_list_only() -> None:
+    seen = [event(f"Add {word} to the invoice", hour=n) for n, word in enumerate(
+        ("taxes", "dates", "names", "totals", "logos", "links"))]  # fmt: skip
+    unseen = event("Refactor the billing module", hour=9)
+    assert "Refactor the billing module" in texts(handoff(*seen[:5], unseen).key_changes)
+    assert len(handoff(*seen, unseen).key_changes) == 6

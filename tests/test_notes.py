@@ -14,7 +14,8 @@ def test_release_notes_are_grouped_and_leave_internals_out() -> None:
         ],
     }
     assert (draft.version, draft.title) == ("0.26.0", "web 0.26.0")
-    assert draft.contributors == ["Ada Lovelace"]
+    [contributor] = draft.contributors
+    assert (contributor.name, len(contributor.event_ids)) == ("Ada Lovelace", 7)
 
 
 def test_internals_are_told_when_nothing_else_is_left() -> None:
@@ -62,6 +63,27 @@ def test_a_busy_release_is_cut_to_the_most_notable_changes() -> None:
     draft = notes(*many)
     assert len(draft.sections[0].items) == 20
     assert draft.summary.text.startswith("The 20 most notable of 64 changes: 20 added.")
+
+
+def test_where_people_keep_a_changelog_it_says_what_matters() -> None:
+    logged = [
+        event(f"Add {word} to the invoice", hour=n, files=["CHANGELOG.md", "app/billing.py"])
+        for n, word in enumerate(("taxes", "dates", "names"))
+    ]
+    others = [event(f"Fix the {word} of invoices", hour=n) for n, word in enumerate(
+        ("margin", "order", "sum", "font"), 5)]  # fmt: skip
+    told = sections(notes(*logged, *others))
+    assert (len(told["Added"]), len(told["Fixed"])) == (3, 1)
+    assert len(sections(notes(*others))["Fixed"]) == 4
+    breaking = event("feat!: charge per seat", hour=9)
+    assert "Breaking changes" in sections(notes(*logged, *others, breaking))
+
+
+def test_a_commit_to_the_changelog_notes_the_requests_that_it_names() -> None:
+    changes = [event(f"Fix part {n} of the invoice (#{n})", hour=n) for n in range(1, 9)]
+    log = event("Changelog for #1, #2, #3", hour=9, files=["docs/changelog.rst"])
+    told = sections(notes(*changes, log))["Fixed"]
+    assert len(told) == 4 and {f"Fix part {n} of the invoice (#{n})" for n in (1, 2, 3)} < {*told}
 
 
 def test_a_named_repository_narrows_the_notes() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from app.schemas import (
     Area,
+    Contributor,
     Correlation,
     CorrelationDraft,
     HandoffDraft,
@@ -184,7 +185,7 @@ def test_release_notes_keep_their_headings_and_name_contributors() -> None:
             NotesSection(heading="Added", items=[Statement(text="X", event_ids=["e1"])]),
             NotesSection(heading="Fixed", items=[]),
         ],
-        contributors=["Ada", "<Eve>"],
+        contributors=[Contributor(name=name, event_ids=["a"]) for name in ("Ada", "<Eve>")],
     )
     text = render("release_notes", draft, {"e1": event(1)})
     assert "## Added\n\n- X" in text
