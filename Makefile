@@ -9,7 +9,7 @@ INSTALLED := .venv/.installed
 PYTEST := $(BIN)/pytest -n auto # ARGS="-n 0" runs all tests in one process, as plain pytest does
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test chaos check fix lock
+.PHONY: help install demo run test chaos quality check fix lock
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,10 +37,13 @@ test: install ## Tests; ARGS="-k embedded -x" goes to pytest
 chaos: install ## Break it in every way (15 minutes); ARGS="--only 6,16" picks
 	$(BIN)/python -m tests.chaos $(ARGS)
 
+quality: install ## Score the artifacts against changelogs that people wrote; ARGS=folder
+	$(BIN)/python -m bench.quality $(ARGS)
+
 check: install ## What CI checks: format, lint, types, tests
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
-	$(BIN)/mypy app tasks tests $(wildcard bench/*.py)
+	$(BIN)/mypy app tasks tests bench
 	$(PYTEST) $(ARGS)
 
 fix: install ## Format, and repair what lint can repair
