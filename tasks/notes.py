@@ -99,7 +99,7 @@ def _version(signal: Signal) -> str | None:
 def _committed_version(reading: Reading) -> str | None:
     """A version from a "Release 1.2" commit, when no real change came after it."""
     for signal in reading.signals:
-        if RELEASE_COMMIT.match(signal.text) and (found := VERSION.search(signal.text)):
+        if RELEASE_COMMIT.search(signal.text) and (found := VERSION.search(signal.text)):
             return found[0]
         if signal.role == "change" and signal.kind not in INTERNAL:
             return None

@@ -58,6 +58,13 @@ def test_the_newest_tag_names_the_version_and_ends_its_range() -> None:
     assert (later.version, later.title) == (None, "web: unreleased changes")
 
 
+@pytest.mark.parametrize("said", ["Version 4.1", "v4.1", "Update changelog for v4.1 release"])
+def test_without_tags_a_commit_of_a_release_names_the_version(said: str) -> None:
+    change, release = event("Add seats"), event(said, hour=1, files=["CHANGELOG.md"])
+    assert (notes(change, release).version or "").lstrip("v") == "4.1"
+    assert notes(change, release, event("Fix seats", hour=2)).version is None
+
+
 def test_a_busy_release_is_cut_to_the_most_notable_changes() -> None:
     many = [event(f"Add feature number {word}", hour=1) for word in map(chr, range(0x4E00, 0x4E40))]
     draft = notes(*many)
