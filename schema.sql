@@ -1315,6 +1315,15 @@ begin
     alter table charges add column payer_id uuid;
     update charges c set payer_id = p.owner_id from projects p where p.id = c.project_id;
     alter table charges alter payer_id set not null;
+    -- What the jobs of version 1 used is with their artifacts only.
+    update jobs j
+    set usage = a.token_usage || jsonb_build_object('credits', j.credits)
+    from (
+      select job_id, token_usage from handoffs
+      union all
+      select job_id, token_usage from insights
+    ) a
+    where a.job_id = j.id and j.usage is null;
   end if;
 end
 $$;

@@ -18,7 +18,7 @@ from conftest import Caller, Workers
 from starlette.applications import Starlette
 
 from app import db
-from app.db import Database
+from app.db import Database, migrate
 from tasks.calls import Calls
 from tasks.context import Context
 from tasks.executor import Executor
@@ -186,6 +186,20 @@ async def test_a_completed_job_says_what_it_took_and_used(caller: Caller, drain:
         f"queue;dur={timings['queue_ms']}, run;dur={timings['run_ms']}"
     )
     assert "location" not in answer.headers
+
+
+async def test_a_job_of_version_1_says_what_it_used_as_well(
+    caller: Caller, dsn: str, drain: Drain, sql: asyncpg.Connection
+) -> None:
+    await caller.ingest({"title": "feat: a thing"})
+    job_id = await caller.submit()
+    await drain()
+    before = await caller.job(job_id)
+    await sql.execute("alter table charges drop column payer_id cascade")  # as it was then
+    await sql.execute("update jobs set usage = null")
+    await migrate(dsn)
+    assert before["job"]["usage"]["credits"] == 1
+    assert await caller.job(job_id) == before
 
 
 async def test_progress_is_what_the_running_attempt_said_last(
