@@ -6,7 +6,7 @@ import anthropic
 import httpx2
 import orjson
 
-from tasks.chat import TIMEOUT, Fault, Finish, Reply, Request, Traits, fault_of
+from tasks.chat import TIMEOUT, Fault, Finish, Reply, Request, Traits, fault_of, read_stream
 from tasks.prompts import with_schema
 
 # What may be left out, and the words that a server refuses it with. Newer models refuse a forced
@@ -61,32 +61,23 @@ class AnthropicChat:
     async def ask(self, request: Request, reply: Reply) -> None:
         """Stream a message."""
         try:
-            stream = await self._client.messages.create(**self._body(request))
-            async with stream:
-                reply.status = stream.response.status_code
-                reply.request_id = stream.response.headers.get("request-id")
-                async for event in stream:
-                    _take(event, reply)
+            answer = await self._client.messages.create(**self._body(request))
         except anthropic.APIStatusError as error:
-            status = error.status_code
-            if status == 200:  # inside the stream
-                status = _STATUS.get(str(error.type), 500)
-            else:
-                reply.status, reply.request_id = status, error.request_id
+            reply.status, reply.request_id = error.status_code, error.request_id
+            headers = error.response.headers
             raise fault_of(
-                status, error.response.headers, body=error.body, code=error.error_code
+                error.status_code, headers, body=error.body, code=error.error_code
             ) from None
-        except (anthropic.APITimeoutError, httpx2.TimeoutException):
+        except anthropic.APITimeoutError:
             raise Fault("timeout") from None
-        except (anthropic.APIConnectionError, httpx2.HTTPError) as error:
+        except anthropic.APIConnectionError as error:
             if isinstance(error.__cause__, Fault):  # the SDK takes ours for the network's
                 raise error.__cause__ from None
-            if not reply.finish:
-                raise Fault("connection") from None
-        except (ValueError, TypeError, AttributeError, anthropic.APIError):  # not the protocol
             raise Fault("connection") from None
-        if not reply.finish:
-            raise Fault("connection")
+        async with answer:
+            reply.status = answer.response.status_code
+            reply.request_id = answer.response.headers.get("request-id")
+            await read_stream(answer.response, reply, _take)
 
     def adapt(self, request: Request, fault: Fault) -> bool:
         """Leave out what the server refused."""
@@ -126,34 +117,35 @@ class AnthropicChat:
         return {**body, "output_config": output} if output else body
 
 
-def _take(event: Any, reply: Reply) -> None:
+def _take(event: dict[str, Any], reply: Reply) -> None:
     """One event of the stream: the text of a message, or the input of the tool."""
-    match event.type:
+    match event.get("type"):
+        case "error":
+            status = _STATUS.get(event["error"].get("type"), 500)
+            raise fault_of(status, {}, body=event)
         case "message_start":
-            reply.model = event.message.model
-            _count(event.message.usage, reply)
-        case "content_block_start" if event.content_block.type == "tool_use":
-            if event.content_block.input:  # all at once, as some servers have it
-                reply.add(orjson.dumps(event.content_block.input).decode())
-        case "content_block_delta" if event.delta.type == "input_json_delta":
-            reply.add(event.delta.partial_json)
-        case "content_block_delta" if event.delta.type == "text_delta":
-            reply.add(event.delta.text)
+            reply.model = event["message"].get("model")
+            _count(event["message"].get("usage"), reply)
+        case "content_block_start":
+            block = event["content_block"]
+            if block["type"] == "tool_use" and block.get("input"):  # all at once, as some have it
+                reply.add(orjson.dumps(block["input"]).decode())
+        case "content_block_delta":
+            delta = event["delta"]
+            if delta["type"] in ("input_json_delta", "text_delta"):
+                reply.add(delta.get("partial_json") or delta.get("text") or "")
         case "message_delta":
-            if event.delta.stop_reason:
-                reply.finish = _FINISH.get(event.delta.stop_reason, "stop")
-            _count(event.usage, reply)
+            reason = event["delta"].get("stop_reason")
+            if reason:
+                reply.finish = _FINISH.get(reason, "stop")
+            _count(event.get("usage"), reply)
 
 
-def _count(usage: Any, reply: Reply) -> None:
+def _count(usage: dict[str, Any] | None, reply: Reply) -> None:
     """The counts are cumulative; what came from a cache was read all the same."""
-    if usage is None:
-        return
-    read = [
-        getattr(usage, name, None)
-        for name in ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
-    ]
-    if isinstance(read[0], int):
-        reply.prompt_tokens = sum(count for count in read if isinstance(count, int))
-    if isinstance(usage.output_tokens, int):
-        reply.completion_tokens = usage.output_tokens
+    usage = usage or {}
+    if usage.get("input_tokens") is not None:
+        names = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+        reply.prompt_tokens = sum(usage.get(name) or 0 for name in names)
+    if usage.get("output_tokens") is not None:
+        reply.completion_tokens = usage["output_tokens"]

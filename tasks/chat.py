@@ -18,6 +18,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, Literal, Protocol
 
 import httpx2
+import orjson
 
 from tasks.outcomes import GenerationFailed, NoResult, Outcome, Retry
 from tasks.prompts import Prompt
@@ -28,10 +29,11 @@ STALL = (
     30.0  # seconds without a byte in a stream that has begun; before that the attempt's own limit
 )
 TEXT_MAX = 400_000  # characters of a reply, over ten times what `max_tokens` allows
-LINE_MAX = 1 << 20  # bytes of one line of a stream: the SDKs would collect any length
+LINE_MAX = 1 << 20  # bytes of one line of a stream
 STREAM_MAX = 32 << 20  # bytes of a stream: each few characters come in an envelope of their own
 ERROR_MAX = 64 << 10  # bytes of an error that are read
-IDLE_CONNECTIONS = 100  # kept open for the next requests
+POOL = 32  # requests in one pool of connections
+IDLE_CONNECTIONS = 8  # of a pool, kept open for the next requests
 IDLE_FOR = 30.0  # seconds; servers commonly close after 60 or more
 
 Finish = Literal["", "stop", "length", "refusal", "endless"]
@@ -279,20 +281,12 @@ TIMEOUT = httpx2.Timeout(connect=CONNECT, read=None, write=WRITE, pool=None)
 
 
 def open_http() -> httpx2.AsyncClient:
-    """The client that an SDK is given; as many connections as there are requests, since the worker
-    bounds those."""
+    """The client that an SDK is given; it has as many connections as there are requests, since the
+    worker bounds those."""
     for name in ("httpx2", "httpcore2", "openai", "anthropic"):  # at DEBUG they log what is sent
         logging.getLogger(name).setLevel(logging.WARNING)
-    transport = httpx2.AsyncHTTPTransport(
-        trust_env=False,
-        limits=httpx2.Limits(
-            max_connections=None,
-            max_keepalive_connections=IDLE_CONNECTIONS,
-            keepalive_expiry=IDLE_FOR,
-        ),
-    )
     return httpx2.AsyncClient(
-        transport=_Bounded(transport),
+        transport=_Bounded(),
         timeout=TIMEOUT,
         trust_env=False,
         follow_redirects=False,
@@ -300,38 +294,113 @@ def open_http() -> httpx2.AsyncClient:
     )
 
 
-class _Bounded(httpx2.AsyncBaseTransport):
-    """Bounds what comes back, before anybody collects it."""
+async def read_stream(
+    response: httpx2.Response, reply: Reply, take: Callable[[dict[str, Any], Reply], None]
+) -> None:
+    """Take the Server-Sent Events of a reply as they come, until one has finished it.
 
-    def __init__(self, transport: httpx2.AsyncBaseTransport) -> None:
-        self._transport = transport
+    The SDKs make an object of each event, which costs fifty times as much: with a thousand replies
+    at once, each of a thousand events, there is no time for that.
+
+    Raises:
+        Fault: it stalls, breaks off, is cut short, or is no stream of the right objects; a reply
+            that is finished by then is one all the same.
+    """
+    rest = b""
+    try:
+        async for chunk in response.aiter_bytes():
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                data = line[5:].strip() if line.startswith(b"data:") else b""
+                if data and data != b"[DONE]":
+                    take(orjson.loads(data), reply)
+    except (httpx2.HTTPError, ValueError, TypeError, KeyError, AttributeError):
+        if not reply.finish:
+            raise Fault("connection") from None
+    except Fault as fault:
+        if fault.how == "endless" or not reply.finish:
+            raise
+    if not reply.finish:
+        raise Fault("connection")
+
+
+class _Bounded(httpx2.AsyncBaseTransport):
+    """Bounds what comes back, before anybody collects it.
+
+    A pool of connections looks at all of them for each request, so that a thousand requests at once
+    cost it a million looks; several pools of some share that.
+    """
+
+    def __init__(self) -> None:
+        self._ssl = httpx2.create_ssl_context(trust_env=False)
+        self._pools: list[httpx2.AsyncHTTPTransport] = []
+        self._busy: list[int] = []  # requests in each pool
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        response = await self._transport.handle_async_request(request)
+        at = self._room()
+        self._busy[at] += 1
+        try:
+            response = await self._pools[at].handle_async_request(request)
+            bounded = self._bounded(response, at)
+        except BaseException:
+            self._busy[at] -= 1
+            raise
+        if bounded is None:
+            await response.aclose()
+            self._busy[at] -= 1
+            raise Fault("foreign", status=response.status_code)
+        return bounded
+
+    async def aclose(self) -> None:
+        for pool in self._pools:
+            await pool.aclose()
+
+    def _room(self) -> int:
+        """The first pool with room, so that few requests share few connections."""
+        for at, busy in enumerate(self._busy):
+            if busy < POOL:
+                return at
+        self._pools.append(
+            httpx2.AsyncHTTPTransport(
+                verify=self._ssl,
+                trust_env=False,
+                limits=httpx2.Limits(
+                    max_connections=None,
+                    max_keepalive_connections=IDLE_CONNECTIONS,
+                    keepalive_expiry=IDLE_FOR,
+                ),
+            )
+        )
+        self._busy.append(0)
+        return len(self._busy) - 1
+
+    def _bounded(self, response: httpx2.Response, at: int) -> httpx2.Response | None:
+        """The response with bounds, or None if it cannot be one."""
         assert isinstance(response.stream, httpx2.AsyncByteStream)
         good = response.status_code == 200
         kind = response.headers.get("content-type", "")
-        if good and not kind.startswith("text/event-stream"):
-            await response.aclose()
-            raise Fault("foreign", status=200)
-        if response.headers.get("content-encoding", "identity") != "identity":
-            await response.aclose()
-            raise Fault("foreign", status=response.status_code)
+        packed = response.headers.get("content-encoding", "identity") != "identity"
+        if packed or (good and not kind.startswith("text/event-stream")):
+            return None
+
+        def ended() -> None:
+            self._busy[at] -= 1
+
         return httpx2.Response(
             response.status_code,
             headers=response.headers,
-            stream=_BoundedStream(response.stream, good),
+            stream=_BoundedStream(response.stream, good, ended),
             extensions=response.extensions,
         )
 
-    async def aclose(self) -> None:
-        await self._transport.aclose()
-
 
 class _BoundedStream(httpx2.AsyncByteStream):
-    def __init__(self, stream: httpx2.AsyncByteStream, good: bool) -> None:
+    def __init__(
+        self, stream: httpx2.AsyncByteStream, good: bool, ended: Callable[[], None]
+    ) -> None:
         self._stream = stream
         self._good = good
+        self._ended = ended
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """The bytes, until there are too many: an error's are cut, a reply's are a fault."""
@@ -355,4 +424,6 @@ class _BoundedStream(httpx2.AsyncByteStream):
             yield chunk
 
     async def aclose(self) -> None:
+        ended, self._ended = self._ended, lambda: None
+        ended()
         await self._stream.aclose()

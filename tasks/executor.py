@@ -26,6 +26,7 @@ log = logging.getLogger("baton.worker")
 
 RENEW_EVERY = 5.0  # seconds; two renewals may fail before a lease of 15 s is lost
 REPORT_EVERY = 2.0  # seconds between writes of what the running attempts are at, and of calls
+REPORTS_AT_ONCE = 100  # in one write; each is a row and an event, so a thousand take turns
 CALLS_KEPT = 10_000  # calls of models that are not written yet; older ones are forgotten
 CALLS_AT_ONCE = 1_000  # in one statement
 KEEP_OUTCOME = 120.0  # seconds for which an outcome is kept in memory while the database is away
@@ -126,7 +127,8 @@ class Executor:
 
     async def report_once(self) -> None:
         """Write what the attempts are at whose state is new, in one statement."""
-        reported, self._progress = self._progress, {}
+        first = list(self._progress)[:REPORTS_AT_ONCE]  # those that have waited longest
+        reported = {token: self._progress.pop(token) for token in first}
         held = [(self._running[token][0].id, token) for token in reported if token in self._running]
         if held:
             ids, tokens = zip(*held, strict=True)

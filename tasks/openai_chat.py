@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 import httpx2
 import openai
 
-from tasks.chat import TIMEOUT, Fault, Finish, Reply, Request, Traits, fault_of
+from tasks.chat import TIMEOUT, Fault, Finish, Reply, Request, Traits, fault_of, read_stream
 from tasks.prompts import with_schema
 
 TEMPERATURE = 0.2  # the same events should read much the same tomorrow
@@ -55,27 +55,18 @@ class OpenAIChat:
     async def ask(self, request: Request, reply: Reply) -> None:
         """Stream a completion."""
         try:
-            stream = await self._client.chat.completions.create(**self._body(request))
-            async with stream:
-                reply.status = stream.response.status_code
-                reply.request_id = stream.response.headers.get("x-request-id")
-                async for chunk in stream:
-                    _take(chunk, reply)
+            answer = await self._client.chat.completions.create(**self._body(request))
         except openai.APIStatusError as error:
-            reply.status = error.status_code
-            reply.request_id = error.request_id
+            reply.status, reply.request_id = error.status_code, error.request_id
             raise fault_of(error.status_code, error.response.headers, body=error.body) from None
         except openai.APITimeoutError:
             raise Fault("timeout") from None
         except openai.APIConnectionError:
-            if not reply.finish:
-                raise Fault("connection") from None
-        except openai.APIError as error:  # an error inside the stream
-            raise _inside(error) from None
-        except (ValueError, TypeError, AttributeError, httpx2.HTTPError):  # not the protocol
             raise Fault("connection") from None
-        if not reply.finish:
-            raise Fault("connection")
+        async with answer:
+            reply.status = answer.response.status_code
+            reply.request_id = answer.response.headers.get("x-request-id")
+            await read_stream(answer.response, reply, _take)
 
     def adapt(self, request: Request, fault: Fault) -> bool:
         """Leave out what the server refused, or name it as it wants."""
@@ -110,39 +101,43 @@ class OpenAIChat:
             "json": {"response_format": {"type": "json_object"}},
             "usage": {"stream_options": {"include_usage": True}},
         }
-        body: dict[str, Any] = {
+        extra: dict[str, Any] = {}
+        for what in sent:
+            extra |= optional[what]
+        return {
             "model": request.model,
             "messages": [
                 {"role": "system", "content": prompt.instructions},
                 {"role": "user", "content": prompt.data},
             ],
             "stream": True,
+            "extra_body": extra,  # as it is: the SDK would walk through the schema each time
         }
-        for what in sent:
-            body |= optional[what]
-        return body
 
 
-def _take(chunk: Any, reply: Reply) -> None:
+def _take(event: dict[str, Any], reply: Reply) -> None:
     """One piece of the stream; servers differ in what they leave out."""
-    if isinstance(getattr(chunk, "model", None), str) and chunk.model:
-        reply.model = chunk.model
-    usage = getattr(chunk, "usage", None)
-    if usage and isinstance(usage.prompt_tokens, int) and isinstance(usage.completion_tokens, int):
-        reply.prompt_tokens, reply.completion_tokens = usage.prompt_tokens, usage.completion_tokens
-    for choice in getattr(chunk, "choices", None) or ():
-        if choice.delta and isinstance(choice.delta.refusal, str) and choice.delta.refusal:
+    if event.get("error"):
+        raise _inside(event["error"])
+    reply.model = event.get("model") or reply.model
+    usage = event.get("usage")
+    if usage:
+        reply.prompt_tokens = usage["prompt_tokens"]
+        reply.completion_tokens = usage["completion_tokens"]
+    for choice in event.get("choices") or ():
+        delta = choice.get("delta") or {}
+        if delta.get("refusal"):
             reply.finish = "refusal"
-        if choice.delta and isinstance(choice.delta.content, str):
-            reply.add(choice.delta.content)
-        if choice.finish_reason and reply.finish != "refusal":
-            reply.finish = _FINISH.get(choice.finish_reason, "stop")
+        if delta.get("content"):
+            reply.add(delta["content"])
+        if choice.get("finish_reason") and reply.finish != "refusal":
+            reply.finish = _FINISH.get(choice["finish_reason"], "stop")
 
 
-def _inside(error: openai.APIError) -> Fault:
+def _inside(error: Any) -> Fault:
     """An error that came as an event of a stream; some servers put the status into its code."""
-    code = error.code or ""
+    code = str(error.get("code") or error.get("type") or "") if isinstance(error, dict) else ""
     status = int(code) if code.isdigit() and 400 <= int(code) < 600 else 500
     if "rate_limit" in code or "insufficient_quota" in code:
         status = 429
-    return fault_of(status, {}, body=error.body, code=code)
+    return fault_of(status, {}, body={"error": error}, code=code)

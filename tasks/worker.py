@@ -31,7 +31,9 @@ from tasks.providers import Provider, open_provider
 
 log = logging.getLogger("baton.worker")
 
-POOL_SIZE = 6  # connections; an attempt holds one only while it reads or writes
+POOL_SIZE = 10  # connections; an attempt holds one only while it reads or writes
+FETCHERS = 4  # that take tickets at once when there are many: each waits for the database mostly
+BACKLOG_AFTER = 0.05  # seconds of taking one after the other, from which on there are many
 POLL_EVERY = 1.0  # seconds between looks for tickets; a notification is usually faster
 BEAT_EVERY = 5.0  # seconds; six may fail before a worker is taken for dead (app/sweeper.py)
 AUDIT_EVERY = 15.0  # seconds between comparing the tickets in the table with those in hand
@@ -101,6 +103,21 @@ class TicketWorker(Worker):
         # Everything announced up to here is covered by the fetches that follow; upstream clears
         # the event after each of them.
         self._wake.seen = self._wake.announced
+        fetching = [asyncio.create_task(self._fetch_all())]
+        try:
+            if not (await asyncio.wait(fetching, timeout=BACKLOG_AFTER))[0]:
+                fetching += [asyncio.create_task(self._fetch_all()) for _ in range(FETCHERS - 1)]
+            await asyncio.wait(fetching)
+        except asyncio.CancelledError:
+            for task in fetching:
+                task.cancel()
+            await asyncio.wait(fetching)
+            raise
+        for task in fetching:
+            task.result()
+
+    async def _fetch_all(self) -> None:
+        """Take tickets, one after the other, until there is none or no room for one."""
         await super()._fetch_and_process_jobs()  # type: ignore[no-untyped-call]
 
     async def _persist_job_status(

@@ -457,3 +457,25 @@ async def test_an_outcome_that_cannot_be_stored_is_a_failure_that_says_so(
     job = await attempts.job(job_id)
     assert (job["status"], job["error"]) == ("failed", "The database cannot store the outcome.")
     assert await attempts.left() == NOTHING
+
+
+async def test_many_attempts_take_turns_in_having_their_progress_written(
+    attempts: Attempts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.executor.REPORTS_AT_ONCE", 1)
+    provider = Scripted()
+    executor = attempts.executor(provider)
+    running = []
+    for _ in range(2):
+        provider.asked.clear()
+        running.append(asyncio.create_task(executor.run(*await attempts.submitted())))
+        await provider.asked.wait()
+    reported = "select count(*) from jobs where progress is not null"
+    at_first = await attempts.sql.fetchval(reported + " and progress ->> 'step' = 'generating'")
+    await executor.report_once()
+    once = await attempts.sql.fetchval(reported + " and progress ->> 'step' = 'generating'")
+    await executor.report_once()
+    twice = await attempts.sql.fetchval(reported + " and progress ->> 'step' = 'generating'")
+    assert (at_first, once, twice) == (0, 1, 2)
+    provider.go.set()
+    await asyncio.gather(*running)

@@ -18,7 +18,7 @@ from tasks.context import Context
 from tasks.executor import Executor
 from tasks.generate import ClaimedJob
 from tasks.providers import Completion
-from tasks.worker import RETURN_AFTER, TicketWorker
+from tasks.worker import FETCHERS, RETURN_AFTER, TicketWorker
 
 NOBODY = "01890a5d-ac96-774b-bcce-b302099a8057"
 
@@ -303,3 +303,27 @@ async def test_200_jobs_over_three_workers_end_exactly_once_each(
     for table in ("handoffs", "charges"):
         assert await shop.sql.fetchval(f"select count(distinct job_id) from {table}") == 200
     assert gate.total == 200 and await shop.sql.fetchval("select count(*) from leases") == 0
+
+
+async def test_a_backlog_is_taken_by_several_fetchers_at_once(
+    shop: Shop, worker: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await asyncio.gather(*(shop.submit() for _ in range(20)))
+    gate, all_fetching, fetching = Gate(), asyncio.Event(), 0
+    backlogged, _ = worker(gate, concurrency=20)
+    fetch = backlogged.app.job_manager.fetch_job
+
+    async def slow(**options: Any) -> Any:
+        nonlocal fetching
+        fetching += 1
+        if fetching == FETCHERS:
+            all_fetching.set()
+        await all_fetching.wait()
+        return await fetch(**options)
+
+    monkeypatch.setattr(backlogged.app.job_manager, "fetch_job", slow)
+    async with running(backlogged):
+        await gate.holds(20)
+        gate.opened.set()
+        await shop.until(NO_TICKET)
+    assert gate.total == 20
