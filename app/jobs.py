@@ -531,8 +531,10 @@ def _estimate(row: asyncpg.Record, wait: timedelta, run: timedelta) -> dict[str,
 
 
 def _poll_after(row: asyncpg.Record, eta: dict[str, Any] | None) -> int:
-    """Milliseconds: until it should be done, or a tenth of its age when that is past."""
-    remaining = (eta["done_at"] - row["read_at"]).total_seconds() if eta else 0.0
+    """Milliseconds: until it should be done, or a tenth of its age when that is past. A parked job
+    is not done before it is due, whether or not there is an estimate."""
+    until = eta["done_at"] if eta else row["not_before"] or row["read_at"]
+    remaining = (until - row["read_at"]).total_seconds()
     age = (row["read_at"] - row["created_at"]).total_seconds()
     return int(min(max(remaining * 1_000, age * 100, POLL_AFTER[0]), POLL_AFTER[1]))
 

@@ -138,6 +138,18 @@ async def test_the_estimate_of_a_new_process_is_right_from_its_first_request(
     assert answer.headers["retry-after"] == "15", "never longer than SDKs accept"
 
 
+async def test_nobody_is_told_to_poll_a_parked_job_before_it_is_due(
+    caller: Caller, sql: asyncpg.Connection
+) -> None:
+    job_id, token = await processing(caller, sql)
+    await sql.execute(
+        "select park_job($1, $2, 3600, 'generation_failed', 'x', '{}')", job_id, token
+    )
+    answer = await caller.http.get(f"/jobs/{job_id}")
+    assert answer.json()["job"]["eta"] is None, "nothing is known of how long jobs take"
+    assert answer.headers["retry-after"] == "15", "an hour, but never longer than SDKs accept"
+
+
 async def test_a_job_that_has_to_start_once_more_is_estimated_from_now(
     caller: Caller, sql: asyncpg.Connection, drain: Drain
 ) -> None:
