@@ -49,6 +49,7 @@
 --   release_job   processing -> pending    given back, for example at a restart; nothing counts
 --   park_job      processing -> pending    a provider error that may pass: due again later; the
 --                                  fifth is final
+--   hold_job      processing -> pending    the provider is down: due again later; nothing counts
 --   crash_job     processing -> pending    the attempt's own process died; the third is final
 --   sweep_job     processing -> pending    the lease has expired, so the worker is taken for dead;
 --                 any -> failed            the job is past its deadline
@@ -1188,6 +1189,7 @@ begin
     attempt = attempt + 1,
     lease_token = gen_random_uuid(),
     ticket_id = p_ticket_id,
+    progress = null,
     rev = rev + 1,
     started_at = coalesce(started_at, baton_now()),
     updated_at = baton_now()
@@ -1433,13 +1435,15 @@ begin
     return;
   end if;
 
-  perform pg_advisory_xact_lock(hashtextextended('baton credits ' || v_payer, 0));
-  select * into v_balance from balances where user_id = v_payer;
-  from_grants := least(greatest(0, credits - v_balance.month_left), v_balance.grants_left);
-  if v_plan.overage or v_balance.month_left + v_balance.grants_left >= credits then
-    return;
-  end if;
-  from_grants := 0;
+  for turn in 1 .. 2 loop  -- whoever is refused in the first has waited for nobody
+    select * into v_balance from balances where user_id = v_payer;
+    exit when not v_plan.overage and v_balance.month_left + v_balance.grants_left < credits;
+    if turn = 2 then
+      from_grants := least(greatest(0, credits - v_balance.month_left), v_balance.grants_left);
+      return;
+    end if;
+    perform pg_advisory_xact_lock(hashtextextended('baton credits ' || v_payer, 0));
+  end loop;
   error_code := 'quota_exceeded';
   error := format(
     'This costs %s credit(s), and %s are left. The plan "%s" has %s a month; the next month begins '
@@ -1723,6 +1727,29 @@ begin
   end if;
   perform back_to_pending(v_job);
   insert into job_due (job_id, not_before) values (p_job_id, v_due);
+  return 'pending';
+end
+$$;
+
+-- The provider is down, which is not the job's doing: try again after p_delay_seconds. Counts for
+-- nothing, so that only the job's deadline ends it; its progress says what it waits for.
+create or replace function hold_job(
+  p_job_id uuid, p_lease_token uuid, p_delay_seconds double precision
+) returns text
+language plpgsql as $$
+declare
+  v_job jobs := lock_held_job(p_job_id, p_lease_token);
+begin
+  delete from leases where job_id = p_job_id;
+  delete from procrastinate_jobs where id = v_job.ticket_id;
+  update jobs
+  set status = 'pending', lease_token = null, ticket_id = null, releases = releases + 1,
+    progress = jsonb_build_object('value', 0, 'step', 'waiting', 'message',
+      'The provider does not answer; it is asked again from time to time.'),
+    rev = rev + 1, updated_at = baton_now()
+  where id = p_job_id;
+  insert into job_due (job_id, not_before)
+  values (p_job_id, baton_now() + p_delay_seconds * interval '1 second');
   return 'pending';
 end
 $$;

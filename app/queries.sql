@@ -308,6 +308,10 @@ select id, status from release_job($1, $2);
 -- $1 job, $2 token, $3 delay in seconds, $4 code, $5 sentence, $6 meta. The new status. BT410.
 select park_job($1, $2, $3, $4, $5, $6);
 
+-- name: hold_job
+-- $1 job, $2 token, $3 delay in seconds. The new status. BT410.
+select hold_job($1, $2, $3);
+
 -- name: crash_job
 -- $1 job, $2 token, $3 sentence, $4 meta. The new status. BT410.
 select crash_job($1, $2, $3, $4);

@@ -5,6 +5,7 @@
     isolated   an attempt in a process of its own, for jobs that may kill theirs
     generate   the artifact: load events -> context -> provider -> ground -> render
     context    events -> what a provider reads
+    breaker    is the provider there? while it is not, jobs wait
     calls      what a provider tells: progress, and each call of a model
     providers  who turns context into a draft; `extractive` is the built-in one
     render     draft -> Markdown

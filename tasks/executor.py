@@ -10,12 +10,14 @@ import random
 import time
 from collections import deque
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from app.db import Database, LeaseLost, Refused, Unavailable
 from app.logs import trace
 from app.queue import Bell
 from app.sweeper import LEASE
+from tasks.breaker import Breaker
 from tasks.calls import Calls, Progress
 from tasks.generate import ClaimedJob, generate
 from tasks.isolated import ChildDied, generate_isolated
@@ -31,8 +33,20 @@ CALLS_KEPT = 10_000  # calls of models that are not written yet; older ones are 
 CALLS_AT_ONCE = 1_000  # in one statement
 KEEP_OUTCOME = 120.0  # seconds for which an outcome is kept in memory while the database is away
 KEEP_DELAY = (0.1, 2.0)  # seconds between tries to store it, first and longest
-Artifact = dict[str, Any]  # the columns of handoffs or insights that a worker fills
 ISOLATE_AFTER = 2  # lost workers, from which on a job runs in a process of its own
+
+
+Artifact = dict[str, Any]  # the columns of handoffs or insights that a worker fills
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """The provider is down: the job waits for so many seconds, and that does not count."""
+
+    seconds: float
+
+
+Ending = Artifact | Retry | Hold | Failed | ChildDied | Unavailable  # of an attempt
 
 
 class Executor:
@@ -42,6 +56,7 @@ class Executor:
         name: who holds the leases, for people who look at the table.
         attempt_timeout: seconds for one attempt.
         bell: tells the workers that a job waits again, and whoever waits for a job that it changed.
+        breaker: learns from the attempts whether the provider is there.
     """
 
     def __init__(
@@ -52,7 +67,9 @@ class Executor:
         name: str,
         attempt_timeout: float,
         bell: Bell,
+        breaker: Breaker | None = None,
     ) -> None:
+        self._breaker = breaker or Breaker()
         self._database = database
         self._provider = provider
         self._name = name
@@ -83,7 +100,7 @@ class Executor:
         assert current
         self._running[job.lease_token] = (job, current)
         try:
-            outcome = await self._attempt(job)
+            outcome = self._judged(job, await self._attempt(job))
             # From here on the database says whether the lease still counts. To stop now what may
             # have committed already would call a completed job lost.
             self._running[job.lease_token] = (job, None)
@@ -185,9 +202,7 @@ class Executor:
         self._bell.announce(job.id)
         return job
 
-    async def _attempt(
-        self, job: ClaimedJob
-    ) -> "Artifact | Retry | Failed | ChildDied | Unavailable":
+    async def _attempt(self, job: ClaimedJob) -> Ending:
         """The artifact, or how it did not come to be; every outcome of an attempt passes here."""
         deadline = asyncio.timeout(self._attempt_timeout)
         calls = self._calls_of(job)
@@ -219,9 +234,19 @@ class Executor:
 
         return Calls(told, kind=job.kind, plan=job.plan, models=job.models)
 
-    async def _store(
-        self, job: ClaimedJob, outcome: "Artifact | Retry | Failed | ChildDied | Unavailable"
-    ) -> None:
+    def _judged(self, job: ClaimedJob, outcome: Ending) -> Ending:
+        """The outcome in the light of how the provider does; what did not reach it says nothing."""
+        match outcome:
+            case Retry():
+                wait = self._breaker.fail(job.id)
+                return outcome if wait is None else Hold(max(wait, outcome.asked()))
+            case dict():
+                self._breaker.succeed()
+            case Failed() if outcome.meta.get("stage") in ("provider", "answer"):
+                self._breaker.succeed()
+        return outcome
+
+    async def _store(self, job: ClaimedJob, outcome: Ending) -> None:
         """Write the outcome. One that the database cannot hold, such as a sentence with a NUL, is
         a failure: the next attempt would cost as much and end the same way."""
         try:
@@ -230,13 +255,14 @@ class Executor:
             log.error("outcome refused", extra={**_ids(job), "trace": trace(error)})
             await self._write(job, GenerationFailed("The database cannot store the outcome."))
 
-    async def _write(
-        self, job: ClaimedJob, outcome: "Artifact | Retry | Failed | ChildDied | Unavailable"
-    ) -> None:
+    async def _write(self, job: ClaimedJob, outcome: Ending) -> None:
         """Write the outcome, in the one transaction that ends the attempt."""
         match outcome:
             case Retry():
                 await self._park(job, outcome)
+            case Hold(seconds):
+                await self._keep(job, "hold_job", seconds)
+                log.warning("hold", extra={**_ids(job), "delay": round(seconds, 1)})
             case Failed():
                 meta = {"retryable": False, "attempts": job.attempt, **outcome.meta}
                 await self._keep(job, "fail_job", outcome.code, outcome.sentence, meta)

@@ -57,7 +57,11 @@ class Retry(Outcome):
         never less than the provider asked for."""
         backoff = min(BACKOFF_BASE * 2.0 ** (failures - 1), BACKOFF_LONGEST)
         jittered = backoff * random.uniform(0.5, 1.5)
-        return max(jittered, min(self.after or 0.0, RETRY_AFTER_LONGEST))
+        return max(jittered, self.asked())
+
+    def asked(self) -> float:
+        """Seconds that the provider asked to wait, within reason."""
+        return min(self.after or 0.0, RETRY_AFTER_LONGEST)
 
 
 class Failed(Outcome):

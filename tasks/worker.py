@@ -11,11 +11,11 @@ import asyncio
 import logging
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import AsyncExitStack, suppress
 from typing import Any
 
-from procrastinate import JobContext, exceptions, jobs, utils
+from procrastinate import JobContext, exceptions, jobs, manager, utils
 from procrastinate.worker import Worker
 
 from app.background import background, watch_loop
@@ -24,6 +24,7 @@ from app.db import Database, Unavailable, open_database
 from app.queue import GENERATE, QUEUE, Bell, hung_bell, make_queue
 from app.settings import Settings
 from app.sweeper import Sweeper
+from tasks.breaker import Breaker
 from tasks.delivery import Deliverer
 from tasks.executor import Executor
 from tasks.outbound import Outbound
@@ -69,6 +70,26 @@ class _Wake(asyncio.Event):
             super().clear()
 
 
+class _Tickets(manager.JobManager):
+    """Hands out no ticket while the provider is down; a worker that can reach it may have them."""
+
+    def __init__(
+        self, connector: AsyncpgConnector, breaker: Breaker, held: Callable[[], Collection[int]]
+    ) -> None:
+        super().__init__(connector)
+        self._breaker = breaker
+        self._held = held
+
+    async def fetch_job(self, queues: Iterable[str] | None, worker_id: int) -> jobs.Job | None:
+        """The next ticket, or None."""
+        if not self._breaker.admits(self._held()):
+            return None
+        ticket = await super().fetch_job(queues, worker_id)
+        if ticket is not None and ticket.id is not None:
+            self._breaker.take(ticket.id)
+        return ticket
+
+
 class TicketWorker(Worker):
     """Procrastinate's worker, except where it would lose something.
 
@@ -78,10 +99,14 @@ class TicketWorker(Worker):
       worker when its row is gone: others have taken it for dead and run its jobs.
     - A side task that dies stops the worker; upstream only watches until the first one has ended.
     - Tickets that the table gives to this worker, but that it does not have, are given back.
+    - While the provider is down it takes none (`_Tickets`).
     """
 
-    def __init__(self, database: Database, connector: AsyncpgConnector, **options: Any) -> None:
+    def __init__(
+        self, database: Database, connector: AsyncpgConnector, breaker: Breaker, **options: Any
+    ) -> None:
         super().__init__(**options)
+        self.app.job_manager = _Tickets(connector, breaker, self._held)
         self._database = database
         self._connector = connector
         self._new_job_event = self._wake = _Wake()
@@ -172,13 +197,15 @@ class TicketWorker(Worker):
 
     async def audit_once(self, suspects: set[int]) -> set[int]:
         """Give back the tickets that were unknown last time and still are; answers the unknown."""
-        held = [context.job.id for context in self._running_jobs.values()]
-        rows = await self._database.rows("unknown_tickets", self.worker_id, held)
+        rows = await self._database.rows("unknown_tickets", self.worker_id, self._held())
         unknown = {row[0] for row in rows}
         for ticket_id in unknown & suspects:
             log.warning("ticket unknown", extra={"ticket_id": ticket_id})
             await self._database.value("return_ticket", ticket_id, self.worker_id, 0.0)
         return unknown
+
+    def _held(self) -> list[int]:
+        return [c.job.id for c in self._running_jobs.values() if c.job.id is not None]
 
     async def _shutdown(self, side_tasks: list[asyncio.Task[Any]]) -> None:
         beating = [task for task in side_tasks if task.get_name() == "update_heartbeats"]
@@ -201,18 +228,22 @@ def make_worker(
     attempt_timeout: float,
     retry_for: float = OUTAGE,
     ended: Callable[[], None] = lambda: None,
+    breaker: Breaker | None = None,
 ) -> tuple[TicketWorker, Executor]:
     """A worker over a pool, not yet running, and the executor that it gives tickets to.
 
     Args:
         ended: called after each attempt.
+        breaker: says whether the provider is there; one of the worker's own by default.
     """
+    breaker = breaker or Breaker()
     executor = Executor(
         database,
         provider,
         name=f"{platform.node()}:{os.getpid()}",
         attempt_timeout=attempt_timeout,
         bell=bell,
+        breaker=breaker,
     )
     queue = make_queue(database, retry_for=retry_for)
 
@@ -226,6 +257,7 @@ def make_worker(
     worker = TicketWorker(
         database,
         queue.connector,
+        breaker,
         app=queue,
         queues=[QUEUE],
         concurrency=concurrency,

@@ -11,7 +11,7 @@ app.logs app.settings app.background app.connector app.embedded app.schemas app.
 app.queue app.sweeper app.errors app.wire app.limits app.auth app.waits app.events app.jobs
 app.stream app.resources app.webhooks app.openapi app.docs app.static app.main app.guard
 app.client app.mcp_server app.supervisor app.terminal app.operator app.demo
-tasks.outcomes tasks.calls tasks.context
+tasks.outcomes tasks.breaker tasks.calls tasks.context
 tasks.lines tasks.references tasks.paths tasks.kinds tasks.cues tasks.signals tasks.statements
 tasks.changes tasks.reading tasks.passages tasks.areas
 tasks.handoff tasks.notes tasks.onboarding tasks.architecture tasks.correlation tasks.extractive

@@ -47,6 +47,7 @@ FINISHES = {  # how an attempt ends, how often, and the statement
     "fail": (8, "select id from fail_job($1, $2, 'no_result', 'Nothing.', '{}')", ()),
     "park": (12, "select park_job($1, $2, 20, 'generation_failed', 'Busy.', '{}')", ()),
     "crash": (8, "select crash_job($1, $2, 'It died.', '{}')", ()),
+    "hold": (6, "select hold_job($1, $2, 20)", ()),
     "release": (14, "select id from release_job($1, $2)", ()),
 }
 REPEATABLE = ("complete", "fail")  # a second time they answer the same

@@ -22,6 +22,7 @@ from tasks.outcomes import GenerationFailed, Retry
 from tasks.providers import Completion
 
 CALLS = "CHAOS_CALLS"  # names the folder of the notes
+DOWN = "provider_down"  # a file beside that folder: while it is there, every call fails
 
 
 class Scripted:
@@ -38,6 +39,8 @@ class Scripted:
         note(path, "start", number)
         text = "It happened."
         try:
+            if (self._calls.parent / DOWN).exists():
+                raise Retry("Down.", meta={"provider_status": 503})
             for step in event.title.split():
                 verb, _, call = step.partition("@")
                 if not call or int(call) == number:

@@ -5,11 +5,62 @@ import time
 from collections import Counter
 from itertools import pairwise
 
-from .driver import Job
-from .lab import Lab, missing, scenario
+from tasks.breaker import FAILURES
 
-missing("40", "provider down for an hour", "a circuit breaker")
-missing("49", "two parallel submits for the last credit", "credits")
+from .driver import Job
+from .lab import Lab, scenario
+from .provider import DOWN
+
+
+@scenario("40", "provider down for an hour, of one minute here", limit=0)
+async def provider_down(lab: Lab) -> None:
+    down = lab.stack.folder / DOWN
+    down.touch()
+    await lab.start(workers=2)
+    *jobs, late = await lab.submit(*["sleep=0.1"] * 41)
+    sql = await lab.stack.sql()
+    deadline = "update jobs set deadline_at = now() + interval '20 s' where id = $1"
+    await sql.execute(deadline, late.id)
+    await asyncio.sleep(60)
+    calls = sum(map(len, lab.stack.calls().values()))
+    lab.expect(calls <= 41 + 2 * (FAILURES + 5), f"{calls} calls while it was down")
+    waiting = [job.status for job in jobs]
+    lab.expect(set(waiting) == {"pending"}, f"while it was down: {Counter(waiting)}")
+    errors = await sql.fetchval("select max(provider_errors) from jobs")
+    lab.expect(errors <= 2, f"{errors} provider errors count against a job")
+    down.unlink()
+    back = time.monotonic()
+    lab.calls_allowed = 10
+    await lab.ended(seconds=90)
+    lab.completed(jobs)
+    lab.failed(late, "timeout")
+    last = max(job.ended_at for job in jobs) - back
+    lab.note(f"{calls} calls in that minute for 41 jobs; all done {last:.0f} s after it")
+
+
+@scenario("49", "thirty parallel submits for the last ten credits", limit=0)
+async def last_credits(lab: Lab) -> None:
+    await lab.start(apis=2)
+    sql = await lab.stack.sql()
+    await sql.execute("select ops.create_plan('small', 10)")
+    await sql.execute("select ops.set_plan($1, 'small')", lab.stack.user_id)
+    jobs = await lab.driver.prepare(["sleep=0.3"] * 30)
+
+    async def submit(job: Job) -> bool:
+        for _ in range(5):  # they take turns, and who has waited for too long is told 503
+            if await lab.driver.submit_prepared(job, key=job.tag):
+                return True
+            await asyncio.sleep(0.5)
+        return False
+
+    accepted = await asyncio.gather(*map(submit, jobs))
+    lab.expect(all(accepted), f"{accepted.count(False)} submits did not get their 202")
+    await lab.ended()
+    codes = Counter((job.last["job"]["error_code"] or job.status) for job in jobs if job.last)
+    lab.expect(codes == {"completed": 10, "quota_exceeded": 20}, f"outcomes: {dict(codes)}")
+    row = await sql.fetchrow("select used, reserved, remaining from ops.balances")
+    lab.expect(row and tuple(row) == (10, 0, 0), f"used, reserved, remaining: {row}")
+    lab.calls_allowed = {job.tag: int(job.status == "completed") for job in jobs}
 
 
 @scenario("41", "a cancel at every moment of a job's life", short=True)
