@@ -149,9 +149,10 @@ def main() -> None:
     """Run it; see the top."""
     base_url, key, project_id, *numbers = sys.argv[1:]
     examples, seed = [*map(int, numbers), *(10, 1)[len(numbers) :]]
-    found = list(run(base_url, key, project_id, examples, seed))
-    for text in found:
-        print(text, end="\n\n")
+    found = 0
+    for text in run(base_url, key, project_id, examples, seed):
+        found += 1
+        print(text, end="\n\n", flush=True)
     sys.exit(1 if found else 0)
 
 
