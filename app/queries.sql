@@ -526,29 +526,38 @@ cross join lateral (
 -- name: events_in_scope
 -- $1 project, $2 sources or null, $3 filters, $4 since (exclusive), $5 until, $6 repository or
 -- null, $7 limit. Newest first. A filter of a source narrows that source and no other. Source by
--- source, so that a rare one among many events is found by its index.
+-- source, so that a rare one among many events is found by its index, and its newest 30 are there
+-- whatever the others do. Contents are cut to two million characters together, 2,000 each at least;
+-- metadata of more than 16 kB compressed, which nobody means, stays out.
 select
-  e.id, e.source, e.event_type, e.title, e.content, e.external_id, e.resource, e.branch,
-  e.priority, e.author, e.url, e.metadata, e.occurred_at
+  id, source, event_type, title,
+  left(content, least(20000, greatest(2000, 2000000 / count(*) over ()))::int) as content,
+  external_id, resource, branch, priority, author, url,
+  case when pg_column_size(metadata) <= 16384 then metadata else '{}' end as metadata, occurred_at
 from (
-  select distinct source, coalesce($3::jsonb -> source, '{}') as filter
-  from event_facets
-  where project_id = $1 and dimension = 'eventTypes' and ($2::text[] is null or source = any ($2))
-) s
-cross join lateral (
-  select *
-  from events
-  where project_id = $1 and source = s.source and occurred_at > $4 and occurred_at <= $5
-    and ($6::text is null or resource = $6)
-    and (not s.filter ? 'projects' or s.filter -> 'projects' ? resource)
-    and (not s.filter ? 'eventTypes' or s.filter -> 'eventTypes' ? event_type)
-    and (not s.filter ? 'branches' or s.filter -> 'branches' ? branch)
-    and (not s.filter ? 'priorities' or s.filter -> 'priorities' ? priority)
-  order by occurred_at desc, id desc
+  select e.*
+  from (
+    select distinct source, coalesce($3::jsonb -> source, '{}') as filter
+    from event_facets
+    where project_id = $1 and dimension = 'eventTypes'
+      and ($2::text[] is null or source = any ($2))
+  ) s
+  cross join lateral (
+    select *, row_number() over (order by occurred_at desc, id desc) as nth
+    from events
+    where project_id = $1 and source = s.source and occurred_at > $4 and occurred_at <= $5
+      and ($6::text is null or resource = $6)
+      and (not s.filter ? 'projects' or s.filter -> 'projects' ? resource)
+      and (not s.filter ? 'eventTypes' or s.filter -> 'eventTypes' ? event_type)
+      and (not s.filter ? 'branches' or s.filter -> 'branches' ? branch)
+      and (not s.filter ? 'priorities' or s.filter -> 'priorities' ? priority)
+    order by occurred_at desc, id desc
+    limit $7
+  ) e
+  order by e.nth > 30, e.occurred_at desc, e.id desc
   limit $7
 ) e
-order by e.occurred_at desc, e.id desc
-limit $7;
+order by occurred_at desc, id desc;
 
 -- name: has_key
 -- Has a person ever got a key here? Those that `baton demo` makes for itself do not count.

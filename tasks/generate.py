@@ -4,6 +4,7 @@ It knows nothing of leases. The one rule: what it returns can be traced; a state
 are not in the context is dropped before anybody sees it.
 """
 
+import asyncio
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from tasks.context import Context, Event, fold
 from tasks.outcomes import NoResult
 from tasks.providers import Provider
 from tasks.render import render
+from tasks.selection import choose
 
 # A handoff covers the time since the previous one, but is never emptier than a day and never
 # longer than people can be away without asking for something else.
@@ -25,6 +27,7 @@ HANDOFF_EVENTS = 500
 # Release notes go back to the previous release; without one, this far.
 NOTES_LOOKBACK = timedelta(days=30)
 NOTES_EVENTS = 1_000
+POOL = 500  # events at most that are weighed beyond as many as may be used
 
 AROUND = ("summary", "contributors")  # parts that are no artifact alone
 
@@ -64,7 +67,7 @@ class Scope:
     repo: str | None
     since: datetime
     until: datetime
-    limit: int
+    limit: int  # events, with their duplicates, that the artifact may use
 
 
 async def generate(
@@ -81,18 +84,8 @@ async def generate(
         db.Unavailable: the database went away.
     """
     calls.report(0.1, "reading")
-    scope = await find_scope(database, job)
-    events = await load_events(database, job, scope)
-    calls.report(0.2, "generating", f"from {min(len(events), scope.limit)} events")
-    context = Context(
-        kind=job.kind,
-        project_name=job.project_name,
-        since=scope.since,
-        until=scope.until,
-        events=fold(events[: scope.limit]),
-        omitted=max(0, len(events) - scope.limit),
-        options=job.input["options"] | ({"repo": scope.repo} if scope.repo else {}),
-    )
+    scope, context = await find_context(database, job)
+    calls.report(0.2, "generating", f"from {sum(len(e.ids) for e in context.events)} events")
     completion = await provider.complete(context, calls)
     calls.report(0.9, "rendering")
     draft = ground(completion.draft, context)
@@ -110,6 +103,34 @@ async def generate(
             **({"estimated": True} if completion.estimated else {}),
         },
     }
+
+
+async def find_context(database: Database, job: ClaimedJob) -> tuple[Scope, Context]:
+    """What the job is about, and the events that its artifact may use.
+
+    Raises:
+        NoResult: nothing happened in the scope.
+        db.Unavailable: the database went away.
+    """
+    scope = await find_scope(database, job)
+    events = await load_events(database, job, scope)
+    # A thousand events take a tenth of a second; leases are renewed meanwhile.
+    return scope, await asyncio.to_thread(_context, job, scope, events)
+
+
+def _context(job: ClaimedJob, scope: Scope, events: list[Event]) -> Context:
+    """At most as many of the events as the artifact may use, without duplicates."""
+    options = job.input["options"] | ({"repo": scope.repo} if scope.repo else {})
+    chosen = choose(job.kind, options, fold(events), scope.limit)
+    return Context(
+        kind=job.kind,
+        project_name=job.project_name,
+        since=scope.since,
+        until=scope.until,
+        events=chosen,
+        omitted=len(events) - sum(len(event.ids) for event in chosen),
+        options=options,
+    )
 
 
 async def find_scope(database: Database, job: ClaimedJob) -> Scope:
@@ -143,7 +164,10 @@ async def find_scope(database: Database, job: ClaimedJob) -> Scope:
 
 
 async def load_events(database: Database, job: ClaimedJob, scope: Scope) -> list[Event]:
-    """The events in scope, newest first; one more than the limit shows that there are more.
+    """The events in scope, newest first: more than the artifact may use, so that it can choose.
+
+    A content is cut where reading so many would stop anyway, and of every source the newest events
+    are there, whatever the others do.
 
     Raises:
         NoResult: there is none; the sentence says when something last happened.
@@ -156,7 +180,7 @@ async def load_events(database: Database, job: ClaimedJob, scope: Scope) -> list
         scope.since,
         scope.until,
         scope.repo,
-        scope.limit + 1,
+        scope.limit + min(scope.limit, POOL) + 1,
     )
     if rows:
         return [Event(**row) for row in rows]

@@ -21,9 +21,11 @@ NOT_TICKETS = set_of(
 )
 QUALIFIED = re.compile(r"(?<![\w/.-])([\w.-]{1,60}/[\w.-]{1,80})[#!](\d{1,7})\b")
 BARE = re.compile(r"(?<![\w/#&])(?:#|GH-)(\d{1,7})\b(?![-\w])")
-TICKET = re.compile(r"(?<![A-Za-z0-9_-])([A-Z][A-Z0-9]{1,9}-\d{1,6})(?![\w-]|\.\d)")
+# The capital comes before the look behind it, so that the search can skip to capitals.
+TICKET = re.compile(r"([A-Z](?<![A-Za-z0-9_-][A-Z])[A-Z0-9]{1,9}-\d{1,6})(?![\w-]|\.\d)")
 BRANCH_TICKET = re.compile(r"(?<![A-Za-z0-9])([A-Za-z]{2,8}-\d{1,6})(?![A-Za-z0-9])")
 SHA = re.compile(r"(?<![\w/#-])(?=[a-f]{0,39}\d)(?=\d{0,39}[a-f])([0-9a-f]{7,40})(?![\w-])")
+HEX = re.compile(r"[0-9a-f]{7}")
 CLOSES = re.compile(
     r"\b(?:clos(?:e|es|ed|ing)|fix(?:es|ed|ing)?|resolv(?:e|es|ed|ing))\b:?\s{0,3}"
     r"((?:(?:,|and|&)?\s{0,3}(?:https?://\S{1,200}|[\w./-]{0,100}#\d{1,7}"
@@ -104,7 +106,8 @@ def mentions(
     if repository is not None:
         found.update((f"{repository}#{number}".casefold(), None) for number in numbers)
     found.update((key, None) for m in TICKET.finditer(text) if (key := _ticket(m[1])))
-    found.update((f"@{m[1][:7]}", None) for m in SHA.finditer(bare))
+    if HEX.search(bare):  # most texts hold none, and this search costs a fraction of the next
+        found.update((f"@{m[1][:7]}", None) for m in SHA.finditer(bare))
     for match in URL.finditer(text) if "://" in text else ():
         if not FORGE_URL.match(match[0].strip("<>")) and (address := _address(match[0])):
             found[address] = None

@@ -20,6 +20,7 @@ from tasks.references import branch_tickets, mentions, number_at_end, own_of, pu
 from tasks.signals import BOT, MERGE_PR, URGENCY, role_of
 
 GLANCE = 1_500  # characters of a body that are looked at for references and cues
+FILES_MAX = 12  # paths of a change that are looked at
 HUB = 25  # events that share a reference before it ties nothing any more
 THREAD_MAX = 40  # events of one thread; references can tie a whole history together
 CROWD = 16  # threads of one place after which the next one counts half
@@ -122,21 +123,33 @@ class _Glance:
         self._newest = events[0].occurred_at if events else datetime.max
         span = self._newest - events[-1].occurred_at if events else None
         self._seconds = max(1.0, span.total_seconds()) if span else 1.0
+        self._areas: dict[str, str] = {}  # of paths; the same ones come again and again
+        self._bots: dict[str, bool] = {}
 
     def at(self, event: Event) -> Weighed:
         """The event, weighed; never fails, whatever the text or the metadata hold."""
         metadata = event.metadata if isinstance(event.metadata, Mapping) else {}
         role, state = role_of(event, metadata)
         body = (event.content or "")[:GLANCE]
-        files = strings(metadata.get("files"))
-        areas = Counter(name for path in files[:12] if (name := area_name(path[:300])))
-        area = min(areas, key=lambda name: (-areas[name], name)) if areas else event.resource or ""
+        files = metadata.get("files")
+        files = strings(files[:FILES_MAX]) if isinstance(files, list) else []
+        area = next((area for path in files if (area := self._area(path))), event.resource or "")
         return Weighed(
             event=event,
             weight=self._weight(event, metadata, role, state, body, files),
             place=(event.source, area),
             keys=_keys(event, metadata, role, body),
         )
+
+    def _area(self, path: str) -> str:
+        if path not in self._areas:
+            self._areas[path] = area_name(path[:300])
+        return self._areas[path]
+
+    def _is_bot(self, author: str) -> bool:
+        if author not in self._bots:
+            self._bots[author] = bool(BOT.search(author[:120]))
+        return self._bots[author]
 
     def _weight(
         self,
@@ -148,12 +161,15 @@ class _Glance:
         files: Sequence[str],
     ) -> float:
         title = event.title[:300]
-        bot = bool(BOT.search((event.author or "")[:120])) or metadata.get("bot") is True
+        bot = self._is_bot(event.author or "") or metadata.get("bot") is True
         if role != "incident" and (bot or NOISE.match(title) or DEPENDENCY.match(title)):
             return 0.3
         told = f"{title}\n{body}".casefold()
         weight = self._worth[role]
-        weight += 1.2 if any(fragment in told for fragment in TELLING) else 0.0
+        for fragment in TELLING:  # a loop costs half of any()
+            if fragment in told:
+                weight += 1.2
+                break
         weight += 0.15 * min(math.log2(1 + len(files)), 5)
         weight += 0.2 * (len(body) > 80) + 0.1 * min(len(event.folded), 5)
         age = (self._newest - event.occurred_at).total_seconds() / self._seconds
@@ -162,7 +178,7 @@ class _Glance:
         weight += 0.3 * (state == "open")
         weight += 0.7 * URGENCY.get((event.priority or "").strip()[:20].casefold(), 0)
         if self._structural and role in ("change", "pull"):
-            schema = any(SCHEMA_FILE.search(path[:300]) for path in files[:40])
+            schema = any(SCHEMA_FILE.search(path[:300]) for path in files)
             weight += 1.5 * (schema or bool(STRUCTURAL.search(title)))
         if self._asked:
             near = words(f"{title} {' '.join(files[:8])}".replace("/", " ").replace("_", " "))
@@ -182,8 +198,10 @@ def _keys(event: Event, metadata: Mapping[str, Any], role: str, body: str) -> tu
     keys = dict.fromkeys(mentions(event, body, own, pull)[0])
     head = metadata.get("merged_branch")
     for branch in (event.branch, head if isinstance(head, str) else merge and merge[2]):
+        if not branch or branch.casefold() in TRUNKS:
+            continue
         keys.update((key, None) for key in branch_tickets(branch))
-        if branch and branch.casefold() not in TRUNKS and role in ("change", "pull"):
+        if role in ("change", "pull"):
             keys[f"{event.resource} {branch.rpartition('/')[2]}"[:300]] = None
     for name in ("thread_ts", "thread_id", "thread"):
         if isinstance(value := metadata.get(name), str) and value:

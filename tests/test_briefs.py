@@ -229,6 +229,7 @@ def test_no_event_can_pass_for_another_or_end_the_data(text: str) -> None:
         rest = OPENED.sub("", brief.text)
         assert not re.search(r"(?<![^\W_])e\d", rest)
         assert not re.search(r"[\[(\uff3b]\s*[eE\u0435\uff45]\s*\d", rest)
+        assert not re.search("[\u00ad\u200b\U000e0000-\U000e007f]", rest)
         assert not re.search(r"<[|\uff5c]|\[INST|</s>|<start_of", rest)
         lines = brief.text.splitlines()[1:]
         assert all(re.match(r"\[e\d+\] |  |Thread|$", line) for line in lines), lines

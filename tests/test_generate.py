@@ -1,6 +1,8 @@
 """What a job is about, what a provider gets to see, and what of its answer is kept."""
 
+import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -8,9 +10,10 @@ import pytest
 
 from app.db import Database
 from app.schemas import CorrelationDraft, HandoffDraft, ReleaseNotesDraft
+from tasks.briefs import write_briefs
 from tasks.calls import Calls
 from tasks.context import Context, Event
-from tasks.generate import ClaimedJob, find_scope, generate, ground, load_events
+from tasks.generate import ClaimedJob, find_context, find_scope, generate, ground, load_events
 from tasks.outcomes import NoResult
 from tasks.providers import Completion
 
@@ -273,6 +276,82 @@ async def test_nothing_in_scope_is_no_result_and_says_when_something_last_happen
         await titles(project, sources=["github"])
     assert "between 2026-06-01 12:00 and 2026-06-15 12:00 UTC" in caught.value.sentence
     assert caught.value.meta == {"stage": "context"}
+
+
+async def test_of_every_source_the_newest_events_are_loaded_whatever_the_others_do(
+    project: Project,
+) -> None:
+    for n in range(40):
+        await project.happens(n * HOUR, f"commit {n}")
+    for n in range(3):
+        await project.happens(5 * DAY + n * HOUR, f"message {n}", source="slack")
+    job = a_job(project.id, "onboarding_brief", {"lookbackDays": 30, "maxEvents": 16})
+    events = await load_events(project.database, job, await find_scope(project.database, job))
+    assert len(events) == 33  # as many again to choose from, and one that tells of more
+    assert [event.title for event in events[-3:]] == [f"message {n}" for n in range(3)]
+    assert events == sorted(events, key=lambda event: event.occurred_at, reverse=True)
+    _, context = await find_context(project.database, job)
+    assert len(context.events) == 16 and context.omitted == 17
+    assert {event.source for event in context.events} == {"github", "slack"}
+
+
+async def test_contents_are_cut_so_that_no_context_fills_the_memory(project: Project) -> None:
+    await project.happens(HOUR, "long", content="\u6f22" * 100_000)
+    [event] = (await find_context(project.database, a_job(project.id)))[1].events
+    assert event.content == "\u6f22" * 20_000
+    wide = {"title": "long", "content": "x" * 5_000, "source": "slack", "event_type": "message"}
+    many = [{**wide, "occurred_at": (NOW - n * HOUR / 9).isoformat()} for n in range(900)]
+    for first in range(0, 900, 180):
+        batch = (project.user_id, project.id, many[first : first + 180])
+        await project.database.row("ingest_events", *batch)
+    job = a_job(project.id)
+    events = await load_events(project.database, job, await find_scope(project.database, job))
+    assert {len(event.content or "") for event in events} == {2_000_000 // 901}
+
+
+async def test_metadata_that_nobody_means_stays_out(project: Project) -> None:
+    noise = {f"k{n}": hashlib.sha256(str(n).encode()).hexdigest() for n in range(900)}
+    await project.happens(HOUR, "noise", metadata=noise)
+    await project.happens(2 * HOUR, "sense", metadata={"files": ["a.py"] * 200})
+    noisy, sensible = (await find_context(project.database, a_job(project.id)))[1].events
+    assert (noisy.metadata, len(sensible.metadata["files"])) == ({}, 200)
+
+
+KINDS: list[tuple[str, dict[str, Any], list[str] | None]] = [
+    ("handoff", {}, None),
+    ("cross_source_correlation", {"lookbackHours": 999, "maxEvents": 50}, None),
+    ("onboarding_brief", {"lookbackDays": 99, "maxEvents": 50}, ["github", "slack"]),
+    ("architecture_insight", {"lookbackDays": 99, "maxEvents": 1000}, ["github"]),
+    ("release_notes", {}, ["github"]),
+    ("release_notes", {"repo": "acme/web"}, ["github"]),
+]
+
+
+@pytest.mark.parametrize(("kind", "options", "sources"), KINDS)
+async def test_nothing_of_another_project_gets_into_a_context(
+    project: Project, kind: str, options: dict[str, Any], sources: list[str] | None
+) -> None:
+    """Not of the same user, though it is alike in everything, and whatever a filter names."""
+    other = await project.database.value("create_project", "B", project.user_id, None)
+    secret = Project(project.database, project.user_id, other)
+    for n in range(3):
+        alike = {"resource": "acme/web", "external_id": f"{n:040x}", "branch": "main"}
+        await project.happens(n * HOUR, f"ours {n}", **alike)
+        await secret.happens(n * HOUR, f"SECRET {n}", **alike)
+        await secret.happens(n * HOUR, f"SECRET {n}", source="slack", resource="acme/secret")
+    await secret.happens(HOUR, "SECRET", event_type="tag", resource="acme/web")
+    filters: dict[str, Any]
+    for filters in ({}, {"github": {"projects": ["acme/web", "acme/secret"]}}):
+        job = a_job(project.id, kind, options, sources, filters)
+        scope, context = await find_context(project.database, job)
+        assert [event.title for event in context.events] == ["ours 0", "ours 1", "ours 2"]
+        theirs = await load_events(project.database, replace(job, project_id=secret.id), scope)
+        assert len(theirs) > 3 or sources == ["github"]
+        for brief in write_briefs(context, 5_000):
+            assert "ours 0" in brief.text and "SECRET" not in brief.text
+            assert [id for ids in brief.ids.values() for id in ids] == [
+                event.id for event in context.events
+            ]
 
 
 # --- The provider and its answer -----------------------------------------------------------
