@@ -14,7 +14,7 @@ from tasks.context import Context, Event
 from tasks.cues import TRAILER
 from tasks.lines import ANSI, BLOB, CONTROLS, strings, uncommented
 from tasks.selection import TRIFLE, ranked_threads
-from tasks.tokens import estimate_tokens as estimate_tokens
+from tasks.tokens import estimate_tokens
 
 MIN_BUDGET = 1_000  # tokens; less holds too few events of any length
 HEADER_TOKENS = 200  # kept for the first line of a brief

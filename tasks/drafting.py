@@ -15,7 +15,7 @@ from typing import Any
 from app.schemas import AnyDraft
 from app.settings import Settings
 from tasks import prompts
-from tasks.briefs import Brief, estimate_tokens, write_briefs
+from tasks.briefs import Brief, write_briefs
 from tasks.calls import Calls
 from tasks.chat import Chat, Fault, Reply, Request, open_http, outcome_of
 from tasks.context import Context
@@ -23,6 +23,7 @@ from tasks.outcomes import NoResult, Outcome
 from tasks.prompts import Prompt
 from tasks.providers import Completion
 from tasks.replies import ShortIds, Unusable, read_reply, schema_of
+from tasks.tokens import estimate_tokens
 
 ANSWER_TOKENS = 16_000  # of one answer, thinking included; a good artifact takes about 2,000
 ECHO_TOKENS = 4_000  # of an unusable answer that is shown again

@@ -9,8 +9,9 @@ import pytest
 from stories import HTTPX, KINDS, WORK, chat, context, event, ticket
 from test_extractive import junk
 
-from tasks.briefs import MIN_BUDGET, Brief, estimate_tokens, write_briefs
+from tasks.briefs import MIN_BUDGET, Brief, write_briefs
 from tasks.context import Context, fold
+from tasks.tokens import estimate_tokens
 
 OPENED = re.compile(r"^\[(e\d+)\] ", re.M)
 

@@ -26,7 +26,6 @@ from app.schemas import DRAFTS, HandoffRequest
 from app.settings import Settings
 from app.sweeper import Sweeper
 from tasks import chat
-from tasks.briefs import estimate_tokens
 from tasks.calls import Calls
 from tasks.chat import retry_after
 from tasks.context import Context, Event
@@ -36,6 +35,7 @@ from tasks.outcomes import GenerationFailed, Retry
 from tasks.prompts import VERSIONS
 from tasks.providers import Provider, make_provider
 from tasks.replies import TITLE_MAX, schema_of
+from tasks.tokens import estimate_tokens
 
 VENDORS = ("openai", "anthropic")
 SECRET = "canary-of-an-event-7f3a"
