@@ -8,6 +8,7 @@
     breaker    is the provider there? while it is not, jobs wait
     calls      what a provider tells: progress, and each call of a model
     providers  who turns context into a draft; `extractive` is the built-in one
+    plain      texts of a draft -> texts that do nothing, however they are shown
     render     draft -> Markdown
     outcomes   how an attempt can end
 

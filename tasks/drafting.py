@@ -162,7 +162,9 @@ class _Work:
             try:
                 if reply.finish == "endless":
                     raise Unusable("it was far too long; say less")
-                return read_reply(reply.text, self.context.kind, ids, may_be_empty=may_be_empty)
+                return read_reply(
+                    reply.text, self.context.kind, ids, asked, may_be_empty=may_be_empty
+                )
             except Unusable as unusable:
                 whole = reply.finish == "stop"
                 problem = "could not be used" if whole else "was too long"

@@ -1,14 +1,15 @@
 """The artifact of a job: load events, build the context, ask the provider, ground, render.
 
-It knows nothing of leases. The one rule: what it returns can be traced; a statement whose events
-are not in the context is dropped before anybody sees it.
+It knows nothing of leases. The one rule: what it returns can be traced, and does nothing; a
+statement whose events are not in the context is dropped before anybody sees it, and all texts are
+plain ones. It holds for every provider, so none has to be trusted.
 """
 
 import asyncio
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any
 
 from app.db import Database
@@ -16,6 +17,7 @@ from app.schemas import AnyDraft, HandoffDraft, rfc3339
 from tasks.calls import Calls
 from tasks.context import Context, Event, fold
 from tasks.outcomes import NoResult
+from tasks.plain import plain
 from tasks.providers import Provider
 from tasks.render import render
 from tasks.selection import choose
@@ -31,7 +33,10 @@ POOL = 500  # events at most that are weighed beyond as many as may be used
 
 AROUND = ("summary", "contributors")  # parts that are no artifact alone
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")  # all but tab and line feed
+# What is longer is a provider that runs away; none of Baton's own comes near.
+NAME_MAX = 300  # characters of titles, names and headings
+TEXT_MAX = 4_000  # characters of a statement
+LIST_MAX = 200  # entries of a list
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +99,7 @@ async def generate(
         "sources": scope.sources or sorted({event.source for event in context.events}),
         "period_start": rfc3339(scope.since),
         "period_end": rfc3339(scope.until),
-        "model_used": completion.model,
+        "model_used": plain(completion.model, NAME_MAX),
         "prompt_version": completion.prompt_version,
         "token_usage": {
             "prompt_tokens": completion.prompt_tokens,
@@ -198,38 +203,43 @@ async def load_events(database: Database, job: ClaimedJob, scope: Scope) -> list
 
 
 def ground(draft: AnyDraft, context: Context) -> AnyDraft:
-    """Keep to what the context can prove: foreign ids go, and with its last id a statement goes.
+    """Keep to what the context can prove, said in plain text.
+
+    Foreign ids go, and with its last id a statement goes. Texts are made inert and cut, a statement
+    without a text goes too. What names no events of its own (title, summary, names) is kept.
 
     Raises:
         NoResult: nothing is left.
     """
     known = {id for event in context.events for id in event.ids}
-    grounded = _grounded(draft.model_dump(), known)  # also without what PostgreSQL cannot hold
+    grounded = _grounded(draft.model_dump(), known)
+    if not grounded["title"]:
+        grounded["title"] = plain(context.project_name, NAME_MAX)
     if not any(_event_ids(part) for name, part in grounded.items() if name not in AROUND):
         raise NoResult("Nothing in the provider's answer could be traced to an event.")
     return type(draft).model_validate(grounded)
 
 
-def _grounded(value: Any, known: set[str]) -> Any:
-    """The value with its unknown event ids removed, what is left without any dropped, and its
-    texts without control characters: a NUL could not be stored, and a paid result would be lost."""
+def _grounded(value: Any, known: set[str], name: str = "") -> Any:
+    """The value of a field with its unknown event ids removed, what is left without any or says
+    nothing dropped, and its texts plain: a NUL could not even be stored."""
     if isinstance(value, str):
-        return _CONTROL.sub("", value)
+        return plain(value, TEXT_MAX if name == "text" else NAME_MAX)
     if isinstance(value, list):
-        kept = (_grounded(item, known) for item in value)
-        return [
-            item
-            for item in kept
-            if not (isinstance(item, dict) and [] in (item.get("event_ids"), item.get("items")))
-        ]
+        if name == "event_ids":
+            return [id for id in dict.fromkeys(value) if id in known]
+        kept = (_grounded(item, known, name) for item in value)
+        return list(islice((item for item in kept if not _is_empty(item)), LIST_MAX))
     if isinstance(value, dict):
-        return {
-            name: [id for id in part if id in known]
-            if name == "event_ids"
-            else _grounded(part, known)
-            for name, part in value.items()
-        }
+        return {key: _grounded(part, known, key) for key, part in value.items()}
     return value
+
+
+def _is_empty(item: Any) -> bool:
+    """Whether an entry of a list proves or says nothing."""
+    if isinstance(item, dict):
+        return [] in (item.get("event_ids"), item.get("items")) or "" in item.values()
+    return bool(item == "")
 
 
 def _event_ids(value: Any) -> list[str]:

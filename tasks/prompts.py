@@ -7,9 +7,11 @@ nothing between them is an order. A prompt holds no secret and offers no tool th
 A kind's version is stored with the artifact: raise it whenever what is asked for changes.
 """
 
+import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -101,6 +103,9 @@ _STYLES = {
 The style wished for is the description of one pull request: title as the imperative subject line,
 summary says what and why, sections "Changes", "How to test", "Risks" only where events show it.""",
 }
+_QUOTED = 8  # words in a row; so many of ours, and it is no coincidence
+_MARK = re.compile(r"^<<<\w+ ([0-9a-f]{16}) ", re.M)  # events cannot: what they say is indented
+_WORD = re.compile(r"\w+")
 _WISHES = ("focusArea", "newMemberRole", "focusQuestion", "repo")  # free text of who asks
 
 
@@ -160,10 +165,27 @@ def repair(prompt: Prompt, answer: str, problem: str) -> Prompt:
     return Prompt(prompt.instructions, prompt.data + shown + again)
 
 
+def quotes(prompt: Prompt) -> Callable[[str], bool]:
+    """Tells whether a text repeats the instructions or a mark: somebody got the model to tell."""
+    ours, marks = _ours(prompt.instructions), _MARK.findall(prompt.data)
+    return lambda text: any(mark in text for mark in marks) or not ours.isdisjoint(_runs(text))
+
+
 def with_schema(prompt: Prompt, schema: Mapping[str, Any]) -> Prompt:
     """For a server that cannot hold a model to a schema: the schema as words."""
     told = f"\n\nAnswer with one JSON object of this JSON Schema:\n{orjson.dumps(schema).decode()}"
     return Prompt(prompt.instructions + told, prompt.data)
+
+
+def _runs(text: str) -> frozenset[tuple[str, ...]]:
+    """All runs of `_QUOTED` words."""
+    words = _WORD.findall(text.casefold())
+    return frozenset(zip(*(words[n:] for n in range(_QUOTED)), strict=False))
+
+
+@lru_cache(maxsize=64)  # a few per kind: with a style, and for each number of parts
+def _ours(instructions: str) -> frozenset[tuple[str, ...]]:
+    return _runs(instructions)
 
 
 def _instructions(context: Context) -> str:

@@ -124,7 +124,8 @@ def _bullet(entry: Entry, events: Mapping[str, Event]) -> str:
     text, cited = _cited(entry.text, entry.event_ids, events)
     said = escaped(text)
     if isinstance(entry, Person):
-        areas = f" ({escaped(', '.join(entry.areas))})" if entry.areas else ""
+        # Each by itself: together, their backticks could pair up into other code than they hold.
+        areas = f" ({', '.join(map(escaped, entry.areas))})" if entry.areas else ""
         said = f"**{escaped(entry.name)}**{areas}: {said}"
     elif isinstance(entry, Area):
         said = f"**{escaped(entry.name)}**: {said}"
@@ -193,8 +194,8 @@ def _safe_url(url: str | None) -> str:
             return ""
     except ValueError:
         return ""
-    # Percent signs stay: the address is already encoded.
-    return quote(parts.geturl(), safe="/:?#@!$&'*+,;=%~")
+    # Percent signs stay: the address is already encoded. An `&copy;` in it is no entity.
+    return ENTITY.sub(r"\&", quote(parts.geturl(), safe="/:?#@!$&'*+,;=%~"))
 
 
 def _footer(events: Iterable[Event]) -> str:

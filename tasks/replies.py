@@ -1,11 +1,12 @@
 """From what a language model wrote to a draft: checked, cleaned, bounded, its ids mapped back.
 
 A reply is a stranger's text. The one rule: what leaves this file has the shape of the kind's draft,
-no control characters, no field of absurd length, and cites only events that the model was shown.
+no control characters, no field of absurd length, nothing of what we said to the model, and cites
+only events that it was shown.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ import orjson
 from pydantic import ValidationError
 
 from app.schemas import DRAFTS, AnyDraft
+from tasks.prompts import Prompt, quotes
 
 # Longer than any good answer: what exceeds it is a model that runs away.
 TITLE_MAX = 200  # characters, also of names, headings and versions
@@ -42,18 +44,21 @@ def schema_of(kind: str) -> dict[str, Any]:
     return flat
 
 
-def read_reply(text: str, kind: str, ids: ShortIds, *, may_be_empty: bool = False) -> AnyDraft:
+def read_reply(
+    text: str, kind: str, ids: ShortIds, prompt: Prompt, *, may_be_empty: bool = False
+) -> AnyDraft:
     """The draft that a reply holds, citing event ids.
 
     Args:
         ids: what the model was shown.
+        prompt: what it was asked; of texts that repeat it, nothing is left.
         may_be_empty: a draft that cites nothing is one too, as of a part where nothing happened.
 
     Raises:
         Unusable: it holds none, also after all that can be mended has been.
     """
     try:
-        value = _cleaned(_parsed(text), ids)
+        value = _cleaned(_parsed(text), ids, quotes(prompt))
     except RecursionError:
         raise Unusable("it is nested too deeply") from None
     try:
@@ -84,17 +89,19 @@ def _parsed(text: str) -> dict[str, Any]:
     raise Unusable("it is not one JSON object" if text else "it is empty")
 
 
-def _cleaned(value: Any, ids: ShortIds, name: str = "") -> Any:
-    """The value without control characters, within bounds, its short ids mapped to event ids."""
+def _cleaned(value: Any, ids: ShortIds, is_ours: Callable[[str], bool], name: str = "") -> Any:
+    """The value without control characters and without what we said ourselves, within bounds, its
+    short ids mapped to event ids."""
     if isinstance(value, str):
-        return _cut(_CONTROL.sub("", value), TITLE_MAX if name in _SHORT else TEXT_MAX)
+        text = _cut(_CONTROL.sub("", value), TITLE_MAX if name in _SHORT else TEXT_MAX)
+        return "" if is_ours(text) else text
     if isinstance(value, list):
         if name == "event_ids":
             found = (id for short in value for id in ids.get(_short(short), ()))
             return list(dict.fromkeys(found))[:IDS_MAX]
-        return [_cleaned(item, ids, name) for item in value[:LIST_MAX]]
+        return [_cleaned(item, ids, is_ours, name) for item in value[:LIST_MAX]]
     if isinstance(value, dict):
-        return {key: _cleaned(part, ids, key) for key, part in value.items()}
+        return {key: _cleaned(part, ids, is_ours, key) for key, part in value.items()}
     return value
 
 

@@ -17,8 +17,8 @@ tasks.changes tasks.reading tasks.passages tasks.areas
 tasks.handoff tasks.notes tasks.onboarding tasks.architecture tasks.correlation tasks.extractive
 tasks.selection tasks.tokens tasks.briefs
 tasks.providers tasks.prompts tasks.replies tasks.chat tasks.openai_chat
-tasks.anthropic_chat tasks.drafting tasks.render tasks.generate tasks.isolated tasks.executor
-tasks.outbound tasks.delivery tasks.worker
+tasks.anthropic_chat tasks.drafting tasks.plain tasks.render tasks.generate tasks.isolated
+tasks.executor tasks.outbound tasks.delivery tasks.worker
 app.__main__
 """
 ORDER = LISTED.split()
