@@ -20,6 +20,7 @@ from conftest import Caller, Workers, loopback
 from mcp import Client, MCPError, StdioServerParameters, stdio_client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.types import CallToolResult, TextContent
+from sse_starlette.sse import AppStatus
 
 from app import jobs, mcp_server
 from app.__main__ import cli
@@ -35,6 +36,14 @@ GENERATORS = [tool.name for tool in TOOLS if tool.name.startswith("generate_")]
 def quick_polls(monkeypatch: pytest.MonkeyPatch) -> None:
     """The API wants to be polled more often than it wants outside of tests."""
     monkeypatch.setattr(jobs, "POLL_AFTER", (50, 50))
+
+
+@pytest.fixture(autouse=True)
+def servers_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The SDK ends all streams of a process once any of its servers has been told to stop, also one
+    of a test before: that is right for a process of its own only."""
+    monkeypatch.setattr(AppStatus, "should_exit", False)
+    monkeypatch.setattr(AppStatus, "enable_automatic_graceful_drain", False)
 
 
 @pytest.fixture
