@@ -114,7 +114,8 @@ class _Block:
 def _blocks(context: Context) -> list[_Block]:
     """The threads of the context, the one that matters most first, each event named."""
     blocks: list[_Block] = []
-    for thread in ranked_threads(context.kind, context.options, context.events):
+    ranked = context.threads or ranked_threads(context.kind, context.options, context.events)
+    for thread in ranked:
         entries = []
         for member in thread.members:
             line = _line(member.event)

@@ -35,6 +35,24 @@ class Event:
         return (self.id, *self.folded)
 
 
+@dataclass(frozen=True, slots=True)
+class Weighed:
+    """An event and what it is worth to the artifact."""
+
+    event: Event
+    weight: float
+    place: tuple[str, str]  # its source, and the area or resource in it
+    keys: tuple[str, ...]  # references that it shares with events of its thread
+
+
+@dataclass(frozen=True, slots=True)
+class Thread:
+    """Events that belong together, newest first; most events are one of their own."""
+
+    members: tuple[Weighed, ...]
+    keys: tuple[str, ...]  # what ties them, best known first
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
     """All that a provider may know about a job."""
@@ -46,6 +64,7 @@ class Context:
     events: tuple[Event, ...]  # newest first
     omitted: int = 0  # events in scope that did not fit under the limit
     options: Mapping[str, Any] = field(default_factory=dict)  # focusArea, style, … as asked
+    threads: tuple[Thread, ...] = ()  # the events again, what matters most first; () if not known
 
 
 def fold(events: Iterable[Event]) -> tuple[Event, ...]:

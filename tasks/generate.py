@@ -15,7 +15,7 @@ from typing import Any
 from app.db import Database
 from app.schemas import AnyDraft, HandoffDraft, rfc3339
 from tasks.calls import Calls
-from tasks.context import Context, Event, fold
+from tasks.context import Context, Event, Thread, fold
 from tasks.outcomes import NoResult
 from tasks.plain import plain
 from tasks.providers import Provider
@@ -126,15 +126,21 @@ async def find_context(database: Database, job: ClaimedJob) -> tuple[Scope, Cont
 def _context(job: ClaimedJob, scope: Scope, events: list[Event]) -> Context:
     """At most as many of the events as the artifact may use, without duplicates."""
     options = job.input["options"] | ({"repo": scope.repo} if scope.repo else {})
-    chosen = choose(job.kind, options, fold(events), scope.limit)
+    folded = fold(events)
+    threads: tuple[Thread, ...] = ()
+    if len(events) > scope.limit:
+        threads = tuple(choose(job.kind, options, folded, scope.limit))
+        chosen = {m.event.id: m.event for thread in threads for m in thread.members}
+        folded = tuple(chosen[event.id] for event in folded if event.id in chosen)
     return Context(
         kind=job.kind,
         project_name=job.project_name,
         since=scope.since,
         until=scope.until,
-        events=chosen,
-        omitted=len(events) - sum(len(event.ids) for event in chosen),
+        events=folded,
+        omitted=len(events) - sum(len(event.ids) for event in folded),
         options=options,
+        threads=threads,
     )
 
 

@@ -20,8 +20,8 @@ NOT_TICKETS = set_of(
     "OAUTH GHSA PYSEC H2 H3 MP4 WIN ARM X86 PY CP RC TOP V"
 )
 QUALIFIED = re.compile(r"(?<![\w/.-])([\w.-]{1,60}/[\w.-]{1,80})[#!](\d{1,7})\b")
-BARE = re.compile(r"(?<![\w/#&])(?:#|GH-)(\d{1,7})\b(?![-\w])")
-# The capital comes before the look behind it, so that the search can skip to capitals.
+# What a match starts with comes before the look behind it, so that the search can skip to it.
+BARE = re.compile(r"(?:#(?<![\w/#&]#)|GH-(?<![\w/#&]GH-))(\d{1,7})\b(?![-\w])")
 TICKET = re.compile(r"([A-Z](?<![A-Za-z0-9_-][A-Z])[A-Z0-9]{1,9}-\d{1,6})(?![\w-]|\.\d)")
 BRANCH_TICKET = re.compile(r"(?<![A-Za-z0-9])([A-Za-z]{2,8}-\d{1,6})(?![A-Za-z0-9])")
 SHA = re.compile(r"(?<![\w/#-])(?=[a-f]{0,39}\d)(?=\d{0,39}[a-f])([0-9a-f]{7,40})(?![\w-])")
@@ -99,7 +99,7 @@ def mentions(
     found: dict[str, None] = {own: None, pull: None}
     found.update((_forge_key(match), None) for match in FORGE_URL.finditer(text))
     bare = URL.sub(" ", text) if "://" in text else text
-    if "#" in bare or "!" in bare:
+    if "/" in bare and ("#" in bare or "!" in bare):
         found.update((f"{m[1]}#{m[2]}".casefold(), None) for m in QUALIFIED.finditer(bare))
     numbers = [m[1] for m in BARE.finditer(bare)] if "#" in bare or "GH-" in bare else []
     repository = event.resource if event.source in GIT_SOURCES else None

@@ -7,12 +7,12 @@ depends on the events and the options alone, never on chance.
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from tasks.architecture import STRUCTURAL
-from tasks.context import Event
+from tasks.context import Event, Thread, Weighed
 from tasks.kinds import DEPENDENCY, NOISE
 from tasks.lines import strings, words
 from tasks.paths import SCHEMA_FILE, area_name
@@ -47,24 +47,6 @@ TELLING = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Weighed:
-    """An event and what it is worth to the artifact."""
-
-    event: Event
-    weight: float
-    place: tuple[str, str]  # its source, and the area or resource in it
-    keys: tuple[str, ...]  # references that it shares with events of its thread
-
-
-@dataclass(frozen=True, slots=True)
-class Thread:
-    """Events that belong together, newest first; most events are one of their own."""
-
-    members: tuple[Weighed, ...]
-    keys: tuple[str, ...]  # what ties them, best known first
-
-
 def ranked_threads(kind: str, options: Mapping[str, Any], events: Sequence[Event]) -> list[Thread]:
     """All events as threads, the one that the artifact can least do without first.
 
@@ -92,22 +74,25 @@ def ranked_threads(kind: str, options: Mapping[str, Any], events: Sequence[Event
 
 def choose(
     kind: str, options: Mapping[str, Any], events: Sequence[Event], limit: int
-) -> tuple[Event, ...]:
-    """The events that the artifact may use, at most `limit` with their duplicates; newest first."""
-    if sum(len(event.ids) for event in events) <= limit:
-        return tuple(events)
+) -> list[Thread]:
+    """The threads of the events that the artifact may use: at most `limit` with duplicates."""
     room = limit
-    kept: dict[str, Event] = {}
+    kept: list[Thread] = []
     for thread in ranked_threads(kind, options, events):
+        fitting: dict[str, Weighed] = {}
         for member in sorted(thread.members, key=lambda member: -member.weight):
+            event = member.event
             if room <= 0:
                 break
-            event = member.event
             if len(event.ids) > room:
                 event = replace(event, folded=event.folded[: room - 1])
-            kept[event.id] = event
+            fitting[event.id] = replace(member, event=event)
             room -= len(event.ids)
-    return tuple(kept[event.id] for event in events if event.id in kept)
+        if not fitting:
+            break
+        members = [fitting[m.event.id] for m in thread.members if m.event.id in fitting]
+        kept.append(Thread(tuple(members), thread.keys))
+    return kept
 
 
 class _Glance:
