@@ -8,7 +8,12 @@ import asyncio
 import hashlib
 import re
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+)
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -150,15 +155,24 @@ class Database:
 
     Each of `rows`, `row` and `value` is one statement and so one transaction of its own;
     `transaction` is for several that must agree.
+
+    Args:
+        line: who waits here does not take a busy pool for a database that is away.
     """
 
-    def __init__(self, pool: asyncpg.Pool, dsn: str) -> None:
+    def __init__(self, pool: asyncpg.Pool, dsn: str, line: asyncio.Semaphore | None = None) -> None:
         self.pool = pool
         self.dsn = dsn
+        self._line: AbstractAsyncContextManager[None] = line or nullcontext()
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
         """A pooled connection; `Unavailable` when none comes free in `ACQUIRE_TIMEOUT`."""
+        async with self._line, self._acquired() as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def _acquired(self) -> AsyncIterator[Connection]:
         try:
             with mapped_errors():
                 raw = await self.pool.acquire(timeout=ACQUIRE_TIMEOUT)
@@ -208,11 +222,12 @@ async def open_database(
     *,
     application_name: str,
     size: int,
+    patient: bool = False,
     command_timeout: float = COMMAND_TIMEOUT,
     **settings: str,
 ) -> AsyncIterator[Database]:
     """Open a pool of at most `size` connections and close it at the end. `settings` are session
-    settings that differ from `SETTINGS`.
+    settings that differ from `SETTINGS`. With `patient`, many may wait for few connections.
 
     The server need not be there: the first connection is made for the first query, so that a
     process can start, say that it is not ready, and become ready by itself.
@@ -229,7 +244,7 @@ async def open_database(
             server_settings={**SETTINGS, **settings, "application_name": application_name},
         )
     try:
-        yield Database(pool, dsn)
+        yield Database(pool, dsn, asyncio.Semaphore(size) if patient else None)
     finally:
         pool.terminate()
 

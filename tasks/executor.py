@@ -57,6 +57,7 @@ class Executor:
         attempt_timeout: seconds for one attempt.
         bell: tells the workers that a job waits again, and whoever waits for a job that it changed.
         breaker: learns from the attempts whether the provider is there.
+        attempts: the database for what attempts read and write, if not the same.
     """
 
     def __init__(
@@ -68,9 +69,11 @@ class Executor:
         attempt_timeout: float,
         bell: Bell,
         breaker: Breaker | None = None,
+        attempts: Database | None = None,
     ) -> None:
         self._breaker = breaker or Breaker()
         self._database = database
+        self._attempts = attempts or database
         self._provider = provider
         self._name = name
         self._attempt_timeout = attempt_timeout
@@ -194,7 +197,7 @@ class Executor:
             raise
 
     async def _claim(self, job_id: str, ticket_id: int) -> ClaimedJob | None:
-        row = await self._database.row("claim_job", job_id, ticket_id, self._name, LEASE)
+        row = await self._attempts.row("claim_job", job_id, ticket_id, self._name, LEASE)
         if row is None:
             return None
         job = ClaimedJob(**row)
@@ -210,7 +213,7 @@ class Executor:
             async with deadline:
                 if job.crashes >= ISOLATE_AFTER:
                     return await generate_isolated(job, self._database.dsn, calls)
-                return await generate(self._database, self._provider, job, calls)
+                return await generate(self._attempts, self._provider, job, calls)
         except (Retry, Failed, ChildDied) as outcome:
             return outcome
         except TimeoutError:
@@ -301,7 +304,7 @@ class Executor:
         started, delay = time.monotonic(), KEEP_DELAY[0]
         while True:
             try:
-                answer = await self._database.value(name, job.id, job.lease_token, *args)
+                answer = await self._attempts.value(name, job.id, job.lease_token, *args)
                 self._bell.announce(job.id)
                 return answer
             except Unavailable as error:

@@ -32,7 +32,8 @@ from tasks.providers import Provider, open_provider
 
 log = logging.getLogger("baton.worker")
 
-POOL_SIZE = 10  # connections; an attempt holds one only while it reads or writes
+POOL_SIZE = 8  # connections for fetchers, heartbeats, leases and what else has to be in time
+ATTEMPTS_POOL_SIZE = 6  # for the attempts; one is held only while an attempt reads or writes
 FETCHERS = 4  # that take tickets at once when there are many: each waits for the database mostly
 BACKLOG_AFTER = 0.05  # seconds of taking one after the other, from which on there are many
 POLL_EVERY = 1.0  # seconds between looks for tickets; a notification is usually faster
@@ -229,12 +230,14 @@ def make_worker(
     retry_for: float = OUTAGE,
     ended: Callable[[], None] = lambda: None,
     breaker: Breaker | None = None,
+    attempts: Database | None = None,
 ) -> tuple[TicketWorker, Executor]:
     """A worker over a pool, not yet running, and the executor that it gives tickets to.
 
     Args:
         ended: called after each attempt.
         breaker: says whether the provider is there; one of the worker's own by default.
+        attempts: the pool of the attempts, so that many of them are not in the way of their leases.
     """
     breaker = breaker or Breaker()
     executor = Executor(
@@ -244,6 +247,7 @@ def make_worker(
         attempt_timeout=attempt_timeout,
         bell=bell,
         breaker=breaker,
+        attempts=attempts,
     )
     queue = make_queue(database, retry_for=retry_for)
 
@@ -281,6 +285,14 @@ async def run_worker(settings: Settings) -> None:
         database = await stack.enter_async_context(
             open_database(settings.database_url, application_name="baton worker", size=POOL_SIZE)
         )
+        attempts = await stack.enter_async_context(
+            open_database(
+                settings.database_url,
+                application_name="baton worker",
+                size=ATTEMPTS_POOL_SIZE,
+                patient=True,
+            )
+        )
         bell = await stack.enter_async_context(hung_bell(database))
         deliverer = Deliverer(database, Outbound(settings.webhook_allow))
         worker, executor = make_worker(
@@ -290,6 +302,7 @@ async def run_worker(settings: Settings) -> None:
             concurrency=settings.concurrency,
             attempt_timeout=settings.attempt_timeout,
             ended=deliverer.wake,
+            attempts=attempts,
         )
         await stack.enter_async_context(background(Sweeper(database, bell).run()))
         await stack.enter_async_context(background(executor.renew_forever()))

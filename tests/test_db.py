@@ -228,3 +228,20 @@ def dump(dsn: str) -> str:
         text=True,
     ).stdout
     return "\n".join(sorted(line for line in text.splitlines() if "restrict" not in line))
+
+
+async def test_who_waits_in_a_patient_line_does_not_take_a_busy_pool_for_an_outage(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.db.ACQUIRE_TIMEOUT", 0.2)
+    for patient in (True, False):
+        async with open_database(dsn, application_name="t", size=1, patient=patient) as database:
+            async with database.connection():
+                waiting = asyncio.create_task(database.value("server_version"))
+                await asyncio.wait([waiting], timeout=0.5)
+                assert waiting.done() is not patient
+            if patient:
+                assert await waiting
+            else:
+                with pytest.raises(db.Unavailable):
+                    await waiting

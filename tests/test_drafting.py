@@ -215,6 +215,8 @@ async def test_whatever_a_server_answers_the_job_ends_as_it_should(
     job = await desk.run(provider, attempt_timeout=0.6 if code == "timeout" else 20.0)
 
     charges = await desk.sql.fetchval("select count(*) from charges")
+    row = (what, vendor, job["status"], job["error_code"], job["attempt"], len(server.asked))
+    print("MATRIX | " + " | ".join(map(str, (*row, charges))))
     meta = orjson.loads(job["error_meta"]) if job["error_meta"] else {}
     assert (job["status"], job["error_code"]) == (status, code), job["error"]
     assert (job["attempt"], len(server.asked), charges) == (attempts, calls, status == "completed")
