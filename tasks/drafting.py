@@ -15,7 +15,7 @@ from typing import Any
 from app.schemas import AnyDraft
 from app.settings import Settings
 from tasks import prompts
-from tasks.briefs import Brief, write_briefs
+from tasks.briefs import write_briefs
 from tasks.calls import Calls
 from tasks.chat import Chat, Fault, Reply, Request, open_http, outcome_of
 from tasks.context import Context
@@ -71,6 +71,8 @@ class Drafter:
     def __init__(self, chat: Chat, settings: Settings) -> None:
         self._chat = chat
         self._settings = settings
+        # One at a time: threads that only compute take turns with the loop, which renews leases.
+        self._writing = asyncio.Semaphore()
 
     async def complete(self, context: Context, calls: Calls) -> Completion:
         """The draft for `context.kind`, by the model that the settings name for it."""
@@ -84,8 +86,9 @@ class Drafter:
             window=self._settings.context_tokens,
         )
         calls.use(work.model)
-        briefs = await asyncio.to_thread(write_briefs, context, work.budget, parts=PARTS)
-        draft = await work.draft(briefs)
+        async with self._writing:
+            asked = await asyncio.to_thread(work.ask_about_events)
+        draft = await work.draft(asked)
         return Completion(
             draft=draft,
             model=work.answered or work.model,
@@ -131,19 +134,25 @@ class _Work:
         """The room for the data of one request."""
         return self.window - self.answer_tokens - self.echo_tokens - prompts.INSTRUCTIONS_TOKENS
 
-    async def draft(self, briefs: Sequence[Brief]) -> AnyDraft:
-        """The one draft of all briefs."""
-        if len(briefs) == 1:
-            prompt = prompts.about_events(self.context, briefs[0].text)
-            return await self._drafted(prompt, briefs[0].ids, "draft")
+    def ask_about_events(self) -> list[tuple[Prompt, ShortIds]]:
+        """What to ask, and what the answers may cite: one question, or several about parts."""
+        briefs = write_briefs(self.context, self.budget, parts=PARTS)
+        return [
+            (prompts.about_events(self.context, brief.text, part=n, parts=len(briefs)), brief.ids)
+            for n, brief in enumerate(briefs, 1)
+        ]
+
+    async def draft(self, asked: Sequence[tuple[Prompt, ShortIds]]) -> AnyDraft:
+        """The one draft that the answers make."""
+        if len(asked) == 1:
+            return await self._drafted(*asked[0], "draft")
         gate = asyncio.Semaphore(PARTS_AT_ONCE)
 
-        async def part(number: int, brief: Brief) -> AnyDraft:
-            prompt = prompts.about_events(self.context, brief.text, part=number, parts=len(briefs))
+        async def part(prompt: Prompt, ids: ShortIds) -> AnyDraft:
             async with gate:
-                return await self._drafted(prompt, brief.ids, "part", may_be_empty=True)
+                return await self._drafted(prompt, ids, "part", may_be_empty=True)
 
-        drafts = await _together(part(number, brief) for number, brief in enumerate(briefs, 1))
+        drafts = await _together(part(*one) for one in asked)
         names = _Names()
         told = [names.shortened(draft.model_dump()) for draft in drafts]
         for entries in PART_ENTRIES:
