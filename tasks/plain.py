@@ -65,8 +65,10 @@ def plain(text: str, longest: int) -> str:
     # Spaces before what is hidden, for some of that is a space; and again for what stood around it.
     text = HIDDEN.sub("", " ".join(text[: 4 * longest].split()))
     text = _inert(" ".join(LONE_JOINER.sub("", text).split()))
+    room = longest
     while len(text) > longest:  # what a cut leaves of a code span or of a `<T>` may act, and grow
-        text = _inert(text[: longest - 1].rstrip() + "\u2026")
+        room -= 1
+        text = _inert(text[:room].rstrip() + "\u2026")
     return text
 
 

@@ -388,6 +388,15 @@ def test_a_provider_that_runs_away_is_cut(kind: str, text: str) -> None:
     assert ground(ground(draft, context(kind)), context(kind)) == ground(draft, context(kind))
 
 
+@pytest.mark.parametrize("part", PARTS)
+def test_wherever_a_text_is_cut_it_stays_inert_and_short(part: str) -> None:
+    for text in (part * 40, f"`a{part}b` " * 20, f"a{part}" * 20):
+        for longest in range(30, 45):
+            cut = plain(text, longest)
+            assert len(cut) <= longest and plain(cut, longest) == cut
+            is_inert_text(cut)
+
+
 def test_a_list_that_runs_away_is_cut() -> None:
     draft = draft_of("handoff", [f"Change {n}." for n in range(LIST_MAX + 9)], ["a"])
     data = ground(draft, context("handoff")).model_dump()
