@@ -15,7 +15,6 @@ In a code span, addresses and brackets stay as they are: nothing acts there, and
 """
 
 import re
-from collections.abc import Callable
 
 from tasks.lines import set_of
 
@@ -73,12 +72,12 @@ def plain(text: str, longest: int) -> str:
 
 
 def _inert(text: str) -> str:
-    text = DEFINITION.sub(r"\1 :", TAG.sub(_spaced, text))
+    text = DEFINITION.sub(r"\1 :", text)
     pieces = CODE.split(text)
     if UNCERTAIN.search(text) or any(len(code) > CODE_MAX for code in pieces[1::2]):
-        return _unlinked(text)
-    change: tuple[Callable[[str], str], Callable[[str], str]] = (_unlinked, str)
-    return "".join(change[at % 2](piece) for at, piece in enumerate(pieces))
+        pieces = [text]
+    changed = (piece if at % 2 else _unlinked(piece) for at, piece in enumerate(pieces))
+    return TAG.sub(_spaced, "".join(changed))
 
 
 def _spaced(found: re.Match[str]) -> str:
@@ -88,4 +87,5 @@ def _spaced(found: re.Match[str]) -> str:
 
 def _unlinked(text: str) -> str:
     text = WEB.sub(lambda found: "x" * len(found[0]), TARGET.sub("] ", text))
-    return MAIL.sub(r"\1: ", HOST.sub("// ", WWW.sub(lambda found: f"{found[0][:3]}[.]", text)))
+    text = WWW.sub(lambda found: f"{found[0][:3]}[.]", text)
+    return HOST.sub("// ", MAIL.sub(r"\1: ", text))

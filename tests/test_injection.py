@@ -6,6 +6,7 @@ are a Markdown parser that takes HTML, links everything and refuses no scheme, a
 """
 
 import random
+import re
 import unicodedata
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
@@ -137,13 +138,19 @@ def draft_of(kind: str, texts: Sequence[str], ids: Sequence[str]) -> AnyDraft:
 
 
 @cache
-def reader(*, mail: bool) -> MarkdownIt:
-    """A parser that does everything that some renderer does. Bare names without `www.` or a scheme
-    are no links here: to guess from `README.md` that there is such a host is the guesser's risk."""
+def reader() -> MarkdownIt:
+    """A parser that takes HTML, makes a link of every address and refuses no scheme.
+
+    Names without `www.` or a scheme are no links here, nor are mail addresses in exotic letters: to
+    guess from `README.md` that there is such a host is the guesser's risk.
+    """
     parser = MarkdownIt("gfm-like")
-    parser.linkify.set({"fuzzy_link": False, "fuzzy_email": mail})  # type: ignore[union-attr]
+    parser.linkify.set({"fuzzy_link": False, "fuzzy_email": False})  # type: ignore[union-attr]
     parser.validateLink = lambda url: True  # type: ignore[method-assign]
     return parser
+
+
+MAIL = re.compile(r"[a-z0-9.+_-]@[a-z0-9_-]+\.[a-z0-9]", re.I)  # what GFM makes a link of
 
 
 class Tags(HTMLParser):
@@ -177,8 +184,12 @@ class Tags(HTMLParser):
 
 
 def acting(markdown: str, *, mail: bool = True) -> Iterator[tuple[str, str]]:
-    """What in a Markdown text is not mere text: tags, images, and the targets of links."""
-    stack = reader(mail=mail).parse(markdown)
+    """What in a Markdown text is not mere text: tags, images, and the targets of links.
+
+    Args:
+        mail: whether an address to write to counts; in a plain text it is just that.
+    """
+    stack = reader().parse(markdown)
     while stack:
         token = stack.pop()
         stack += token.children or []
@@ -188,6 +199,8 @@ def acting(markdown: str, *, mail: bool = True) -> Iterator[tuple[str, str]]:
             yield from (("tag", name) for name in Tags(token.content).acting)
         elif token.type == "link_open":
             yield "link", unquote(str(token.attrs["href"]))
+        elif token.type == "text" and mail and (found := MAIL.search(token.content)):
+            yield "mail", found[0]
 
 
 def is_visible(character: str) -> bool:
@@ -217,7 +230,7 @@ def is_inert_document(markdown: str, own: Sequence[str] = (OWN,)) -> None:
     """Hold that a rendering leads nowhere but to the events, and holds no markup but Baton's."""
     found = list(acting(markdown))
     assert set(found) <= {("link", unquote(url)) for url in own}, markdown
-    tags = Tags(str(reader(mail=True).render(markdown))).found
+    tags = Tags(str(reader().render(markdown))).found
     assert {name.strip("/") for name, _ in tags} <= {*MARKUP}
     assert {key for _, attributes in tags for key in attributes} <= {"href"}
     hidden = {c for c in markdown if not is_visible(c)}
