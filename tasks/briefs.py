@@ -147,9 +147,11 @@ def _line(event: Event) -> str:
     if not _fits(about, LINE_TOKENS * 2 // 3):  # nobody's names: source and time will do
         about = f"{event.occurred_at:%m-%d %H:%M} {_plain(event.source, 16)}"
     left = LINE_TOKENS - estimate_tokens(about)
-    title = _plain(event.title, TITLE_MAX)
-    while not _fits(title, left):
-        title = _plain(event.title, len(title) * 2 // 3)
+    length = TITLE_MAX
+    title = _plain(event.title, length)
+    while not _fits(title, left) and length > 1:
+        length = length * 2 // 3
+        title = _plain(event.title, length)
     return f"{about}: {title}"
 
 

@@ -194,6 +194,15 @@ def test_a_thousand_events_of_a_hundred_thousand_characters_fit() -> None:
     assert len(briefs) == 6 and sum(len(brief.ids) for brief in briefs) > 300
 
 
+def test_a_title_gives_way_whatever_stands_before_it() -> None:
+    for length in range(0, 60, 3):
+        for name in ("\u6f22" * length, "name " * length):
+            events = [event("\U0001f389" * 300, hour=n, author=name) for n in range(2)]
+            [brief] = checked(context("handoff", *events, event("e1 " * 300, author=name)), 1_000)
+            assert all(estimate_tokens(line) < 200 for line in brief.text.splitlines())
+            assert brief.text.count("\U0001f389") > 2
+
+
 def test_an_event_without_content_is_a_line() -> None:
     given = context("handoff", event("Fix it"), event("Fix that", "", hour=1), chat("\n", hour=2))
     [brief] = checked(given, 5_000)
