@@ -1,4 +1,4 @@
--- Baton's schema.                                                                   version: 2
+-- Baton's schema.                                                                   version: 3
 --
 -- Baton writes handoffs and insights about a team's work. This file is the part of it that
 -- PostgreSQL does; app/queries.sql is what Python asks. It is re-runnable: `baton migrate` applies
@@ -31,6 +31,7 @@
 --   webhook_deliveries, webhook_attempts   the messages, queued by the transaction that changed the
 --                    job, and the log of sending them
 --   schema_version   what has been applied
+--   ops.audit        what operators did, by whom and when
 --
 -- and two views: job_objects, the one place that says what a client sees of a job, and balances, the
 -- one place that says what is left of whose credits.
@@ -2452,6 +2453,27 @@ $$;
 create schema if not exists ops;
 comment on schema ops is 'What an operator does day to day. Start with: \df+ ops.*';
 
+create table if not exists ops.audit (
+  id bigint generated always as identity primary key,
+  at timestamptz not null default baton_now(),
+  who text not null default session_user,  -- the login, whatever role it has taken on
+  application text not null default current_setting('application_name'),
+  what text not null,  -- the function of ops that was called
+  detail jsonb not null default '{}'  -- its arguments and what came of them; never a secret
+);
+create index if not exists audit_recent on ops.audit (at);
+comment on table ops.audit is
+  'What operators did, newest last: who called which function of ops, when, with what, and what came '
+  'of it. Ask: select * from ops.audit order by id desc limit 20;';
+
+-- Every function of ops that changes something ends with this.
+create or replace function audit(p_what text, p_detail jsonb default '{}') returns void
+language sql as $$
+  insert into ops.audit (what, detail) values (p_what, p_detail)
+$$;
+
+-- --- ops: people, plans and limits --------------------------------------------------------
+
 -- A slug from a name; names without a Latin letter or digit become "project".
 create or replace function slug_of(p_name text) returns text
 language sql immutable as $$
@@ -2671,6 +2693,8 @@ comment on function ops.set_limit is
   'Give a user a quota of their own, from the next request on. policy: default, poll (a minute and '
   'key), generate (a minute), waits (at once). 0: no limit; null: as BATON_LIMITS says.';
 
+-- --- ops: see -----------------------------------------------------------------------------
+
 create or replace view ops.webhook_backlog as
   select
     d.project_id, d.endpoint_id, d.host, count(*) as waiting, min(d.created_at) as oldest,
@@ -2688,3 +2712,11 @@ comment on view ops.webhook_backlog is
   'Webhooks that wait, by receiver: how many, since when, and why the latest attempt failed. '
   'Without an endpoint_id it is what jobs named as their webhook_url. URLs may hold tokens: only '
   'the host is shown.';
+
+-- --- ops: act -----------------------------------------------------------------------------
+
+-- --- Retention ----------------------------------------------------------------------------
+
+-- --- Restored copies ----------------------------------------------------------------------
+
+-- --- Roles --------------------------------------------------------------------------------
