@@ -340,10 +340,10 @@ async def test_usage_counts_credits_calls_and_tokens_by_day_user_and_project(
     assert (rows[0]["completion_tokens"], float(rows[0]["cost"])) == (200_000, 1.5)
 
 
-async def test_what_the_readme_tells_an_operator_works(
+async def test_what_the_documents_tell_an_operator_works(
     caller: Caller, sql: asyncpg.Connection, root: Path
 ) -> None:
-    blocks = re.findall(r"```sql\n(.*?)```", (root / "README.md").read_text(), re.DOTALL)
+    blocks = re.findall(r"```sql\n(.*?)```", (root / "docs" / "plans.md").read_text(), re.DOTALL)
     [block] = [block for block in blocks if "ops.create_plan" in block]
     await sql.execute(block)
     assert await balance(sql, caller) == (0, 0, 120)

@@ -84,3 +84,16 @@ def test_every_complaint_has_tests_that_exist(root: Path) -> None:
     for row in rows:
         named = set(re.findall(r"`(test_\w+)`", row))
         assert named and named <= made, row
+
+
+def test_every_link_in_the_documents_leads_somewhere(root: Path) -> None:
+    pages = [root / "README.md", root / "CHANGELOG.md", *(root / "docs").glob("*.md")]
+    for page in pages:
+        for link in re.findall(r"\]\((?!https?:)([^)]*)\)", page.read_text()):
+            path, _, anchor = link.partition("#")
+            target = (page.parent / path).resolve() if path else page
+            assert target.exists(), f"{page.name}: {link}"
+            if anchor:
+                headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
+                made = {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
+                assert anchor in made, f"{page.name}: {link}"

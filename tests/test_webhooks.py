@@ -332,10 +332,10 @@ async def test_twenty_requests_for_the_first_secret_of_a_project_get_one(caller:
     assert len({answer.json()["secret"] for answer in answers}) == 1
 
 
-async def test_the_receiver_of_the_readme_verifies_what_is_sent(
+async def test_the_receiver_in_the_documents_verifies_what_is_sent(
     caller: Caller, deliverer: Deliverer, root: Path
 ) -> None:
-    section = (root / "README.md").read_text().partition("## Webhooks")[2]
+    section = (root / "docs" / "webhooks.md").read_text()
     code = section.partition("```python\n")[2].partition("```")[0]
     with loopback() as listener:
         port = listener.getsockname()[1]
