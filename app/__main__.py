@@ -58,11 +58,11 @@ def run(settings: Settings, greeting: bool) -> None:
     _claim_port(settings)
     # Until the supervisor listens to signals: leave through `finally`, so that no server is left.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    with _database_to_run_on(settings) as found:
+    with _database_to_run_on(settings) as (found, server):
         run_async(migrate(found, anew=False))
         if greeting and settings.database_url is None:
             run_async(_greet(replace(settings, database_url=found)))
-        code = run_async(supervise(found))
+        code = run_async(supervise(found, server))
     sys.exit(code)
 
 
@@ -141,16 +141,16 @@ def migrate_command(settings: Settings) -> None:
 
 
 @contextmanager
-def _database_to_run_on(settings: Settings) -> Iterator[str]:
-    """The configured database, or the embedded one for as long as the body runs."""
+def _database_to_run_on(settings: Settings) -> Iterator[tuple[str, EmbeddedPostgres | None]]:
+    """The configured database, or the embedded one, with its server, while the body runs."""
     if settings.database_url:
-        yield settings.database_url
+        yield settings.database_url, None
         return
     server = EmbeddedPostgres(settings.data_dir)
     try:
         with _alone(settings.data_dir):
             try:
-                yield server.start()
+                yield server.start(), server
             finally:
                 server.stop()
     except EmbeddedUnavailable as error:

@@ -53,6 +53,8 @@ def handoff(
 @click.pass_obj
 def demo(settings: Settings) -> None:
     """Start Baton if need be, import this repository's history, print a handoff of it."""
+    # Leave through `finally`, so that the Baton that was started is stopped as well.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with _running(settings) as (url, found):
         local = replace(settings, database_url=found)
 

@@ -174,6 +174,13 @@ class EmbeddedPostgres:
             if not self._stopped(signal.SIGQUIT, IMMEDIATE_SECONDS):
                 raise self._failure("does not stop")
 
+    def runs(self) -> bool:
+        """Is there a server, or one on its way up or down? Whoever started it."""
+        if (lock := self._lock()) is None:
+            return True
+        os.close(lock)
+        return False
+
     @contextmanager
     def _explained(self) -> Iterator[None]:
         try:

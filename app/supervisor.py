@@ -1,7 +1,8 @@
-"""`baton run`: API and worker as two processes under one parent.
+"""`baton run`: API and worker as two processes under one parent, and the embedded PostgreSQL.
 
-The one rule: the death of one child never touches the other. A child that dies is started again
-with back-off; a child whose parent dies stops by itself, so that nothing is left holding a port.
+The one rule: the death of one never touches the others. A child that dies is started again with
+back-off, and so is the server; a child whose parent dies stops by itself, so that nothing is left
+holding a port.
 """
 
 import asyncio
@@ -13,7 +14,8 @@ from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any
 
-from app.background import child_environment
+from app.background import background, child_environment
+from app.embedded import EmbeddedPostgres, EmbeddedUnavailable
 
 log = logging.getLogger("baton.run")
 
@@ -22,14 +24,53 @@ BACKOFF = (1.0, 30.0)  # seconds before a child is started again: first and long
 STEADY = 60.0  # seconds of life after which a child's next death starts from the first back-off
 DRAIN = 45.0  # seconds that children get to stop; the worker's own grace is shorter
 CONFIGURATION_EXIT = 2  # a fault that no restart can mend
+LOOK_EVERY = 1.0  # seconds between looks whether the embedded server is still there
 
 
-async def supervise(dsn: str) -> int:
+class DatabaseMoved(Exception):
+    """The embedded server is reached in another way than the children know."""
+
+
+async def supervise(dsn: str, server: EmbeddedPostgres | None = None) -> int:
     """Run the children until SIGTERM or SIGINT; a second one kills them. Answer the exit code.
 
     Args:
         dsn: the database of the children.
+        server: the embedded server that it is on, to be started again should it die.
     """
+    if server is None:
+        return await _supervise(dsn)
+    async with background(keep_database(server, dsn)):
+        return await _supervise(dsn)
+
+
+async def keep_database(server: EmbeddedPostgres, dsn: str) -> None:
+    """Start the embedded server again whenever it is gone, for ever.
+
+    Raises:
+        DatabaseMoved: it came back elsewhere, which only a new start of everything can mend. Its
+            directory is then too long for a socket, so that the server has one of a new name.
+    """
+    delay = BACKOFF[0]
+    while True:
+        await asyncio.sleep(LOOK_EVERY)
+        if await asyncio.to_thread(server.runs):
+            delay = BACKOFF[0]
+            continue
+        log.error("database died")
+        try:
+            found = await asyncio.to_thread(server.start)
+        except EmbeddedUnavailable as error:  # no space left, for example
+            log.error("database does not start", extra={"cause": str(error), "restart_in": delay})
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, BACKOFF[1])
+            continue
+        if found != dsn:
+            raise DatabaseMoved(found)
+        log.warning("database started again")
+
+
+async def _supervise(dsn: str) -> int:
     stop, hurry = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):

@@ -93,8 +93,9 @@ def make_provider(settings: Settings) -> Provider:
     module, _, factory = settings.provider.partition(":")
     try:
         made: Provider = getattr(importlib.import_module(module), factory)()
-    except (ImportError, AttributeError, TypeError) as error:
-        raise ConfigurationError(f"BATON_PROVIDER: {settings.provider}: {error}") from error
+    except Exception as error:  # whatever it is, starting again would not mend it
+        told = f"{type(error).__name__}: {error}"
+        raise ConfigurationError(f"BATON_PROVIDER: {settings.provider}: {told}") from error
     return made
 
 

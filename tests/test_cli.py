@@ -286,6 +286,16 @@ def test_the_death_of_the_worker_leaves_http_up_and_a_new_one_comes(running: Run
     assert [p.pid for p in running.children("baton serve")] == [serve.pid]
 
 
+def test_the_death_of_the_embedded_server_is_mended_and_loses_nothing(running: Running) -> None:
+    pid_file = running.data_dir / "pg" / "postmaster.pid"
+    killed = int(pid_file.read_text().split()[0])
+    os.kill(killed, signal.SIGKILL)
+    until(lambda: running.ready() and pid_file.read_text().split()[0] != str(killed))
+    assert running.children("baton serve") and running.children("baton worker")
+    assert "database started again" in running.log.read_text()
+    assert baton("project", "list", **running.env).stdout.count(" demo ")
+
+
 def test_a_stop_leaves_nothing_behind_and_a_second_start_prints_no_key(
     tmp_path: Path, unused_port: Callable[[], int]
 ) -> None:
@@ -337,3 +347,23 @@ def test_a_demo_runs_beside_a_foreign_app_package_and_a_taken_port(
     assert done.returncode == 0, done.stderr
     assert "Fix the total of an empty cart" in done.stdout
     assert not (tmp_path / "demo" / "pg" / "postmaster.pid").exists()
+
+
+def test_a_demo_that_is_told_to_stop_leaves_nothing_behind(
+    repository: Path, tmp_path: Path, unused_port: Callable[[], int]
+) -> None:
+    told = {"PORT": str(unused_port()), "BATON_DATA_DIR": str(tmp_path / "demo")}
+    demo = subprocess.Popen(
+        [sys.executable, "-P", "-m", "app", "demo"],
+        env=environment(**told),
+        cwd=repository,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    pid_file = tmp_path / "demo" / "pg" / "postmaster.pid"
+    until(pid_file.exists)
+    family = psutil.Process(demo.pid).children(recursive=True)
+    demo.terminate()
+    assert demo.wait(50) == 128 + signal.SIGTERM
+    assert not [process for process in family if process.is_running()]
+    assert not pid_file.exists()

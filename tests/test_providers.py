@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from app.schemas import DRAFTS, AnyDraft, HandoffDraft
-from app.settings import Settings
+from app.settings import ConfigurationError, Settings
 from tasks import providers
 from tasks.calls import Calls
 from tasks.context import Context, Event
@@ -88,3 +88,24 @@ async def test_the_default_provider_is_the_built_in_one() -> None:
     assert isinstance(provider, Extractive)
     made = await provider.complete(context("feat: add a cache"), Calls())
     assert isinstance(made.draft, HandoffDraft)
+
+
+def broken() -> None:
+    """A provider of the operator's own that cannot start."""
+    raise KeyError("MY_MODEL")
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("nowhere:make", "ModuleNotFoundError: No module named 'nowhere'"),
+        (f"{__name__}:make", "AttributeError: "),
+        (f"{__name__}:broken", "KeyError: 'MY_MODEL'"),
+    ],
+)
+async def test_a_provider_that_cannot_start_is_a_fault_of_the_configuration(
+    name: str, told: str
+) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        make_provider(Settings.from_env({"BATON_PROVIDER": name}))
+    assert str(caught.value).startswith(f"BATON_PROVIDER: {name}: {told}")
