@@ -19,7 +19,6 @@ from typing import Any
 from uuid import UUID
 
 import httpx
-import uvicorn
 from mcp.server import Server, ServerRequestContext
 from mcp.server.stdio import stdio_server
 from mcp.shared.exceptions import MCPError
@@ -35,9 +34,10 @@ from mcp.types import (
 from mcp.types import Tool as ListedTool
 from pydantic import BaseModel, ConfigDict, Field, create_model
 from pydantic.json_schema import GenerateJsonSchema
+from starlette.applications import Starlette
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app import __version__, schemas
+from app import __version__, guard, schemas
 from app.client import POLL_AFTER, RequestFailed, checked, unreachable
 from app.errors import InvalidRequest, Unauthorized
 from app.logs import request_id, trace
@@ -670,7 +670,7 @@ def _authorization(context: ServerRequestContext[Any], key: str | None) -> str:
     return sent
 
 
-def create_http_app(base_url: str, host: str) -> ASGIApp:
+def create_http_app(base_url: str, host: str) -> Starlette:
     """The tools over streamable HTTP at `PATH`.
 
     No session is kept: each request carries all it needs, so nobody can continue what another
@@ -679,7 +679,10 @@ def create_http_app(base_url: str, host: str) -> ASGIApp:
     app = create_server(base_url).streamable_http_app(
         streamable_http_path=PATH, stateless_http=True, host=host
     )
-    return Edge(KeyRequired(app))
+    app.add_middleware(KeyRequired)
+    app.add_middleware(Edge)  # the outermost
+    app.state.stopping = asyncio.Event()  # for the server; nothing here waits for it
+    return app
 
 
 class KeyRequired:
@@ -706,19 +709,9 @@ async def serve_stdio(base_url: str, key: str) -> None:
 
 
 def serve_http(base_url: str, host: str, port: int) -> None:
-    """Serve over HTTP until a signal."""
+    """Serve over HTTP until a signal, behind the same guard as the API."""
     _quiet()
-    uvicorn.run(
-        create_http_app(base_url, host),
-        host=host,
-        port=port,
-        loop="uvloop",
-        http="httptools",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=int(BLOCK),
-    )
+    guard.serve(create_http_app(base_url, host), host, port)
 
 
 def _quiet() -> None:

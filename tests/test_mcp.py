@@ -14,9 +14,8 @@ import asyncpg
 import httpx
 import httpx2
 import pytest
-import uvicorn
 from click.testing import CliRunner
-from conftest import Caller, Workers, loopback
+from conftest import Caller, Workers, served
 from mcp import Client, MCPError, StdioServerParameters, stdio_client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.types import CallToolResult, TextContent
@@ -60,17 +59,8 @@ async def working(worker: Workers) -> AsyncIterator[None]:
 @pytest.fixture
 async def mcp_url(base_url: str) -> AsyncIterator[str]:
     """`baton mcp --http` on a port of loopback."""
-    listener = loopback()
-    app = create_http_app(base_url, "127.0.0.1")
-    config = uvicorn.Config(app, http="httptools", log_config=None, access_log=False)
-    server = uvicorn.Server(config)
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}/mcp"
-    finally:
-        server.should_exit = True
-        await serving
-        listener.close()
+    async with served(create_http_app(base_url, "127.0.0.1")) as url:
+        yield f"{url}/mcp"
 
 
 @asynccontextmanager
@@ -219,7 +209,8 @@ async def test_a_key_of_the_one_who_runs_it_over_http_is_nobodys(caller: Caller)
                 assert line, "it did not start"
         async with httpx.AsyncClient(trust_env=False) as http:
             answer = await http.post(f"{url[0].decode()}/mcp", json={})
-        assert answer.status_code == 401
+            guarded = await http.post(f"{url[0].decode()}/mcp", headers={"X-Big": "x" * 70_000})
+        assert (answer.status_code, guarded.status_code) == (401, 431)
     finally:
         program.terminate()
         rest = await program.stderr.read()
