@@ -19,6 +19,7 @@
 --   jobs             the truth about a request for an artifact; one row from 202 to the end
 --   job_events       the log of a job: one row per change that a client can see, seq is jobs.rev
 --   leases           one row per running attempt: who runs it and until when that counts
+--   workers          one row per worker process: where it is, when it was last heard of
 --   job_due          jobs that wait for a retry: no ticket exists for them until they are due
 --   idempotency_keys what a client called a request: asked again, it gets the same job
 --   deleted_jobs     which jobs a client deleted: they are gone, not unknown
@@ -1915,6 +1916,54 @@ begin
 end
 $$;
 
+-- The worker processes, for people and for what they tell them; tickets refer to the rows of
+-- procrastinate_workers. Ended ones stay for a day.
+create table if not exists workers (
+  id bigint primary key,  -- of procrastinate_workers
+  name text not null,  -- as in leases.worker
+  host text not null,
+  version text not null,  -- of Baton
+  concurrency int not null,  -- attempts that it runs at once, at most
+  provider text not null,
+  state text not null default 'running' check (state in ('running', 'draining', 'stopped', 'lost')),
+  started_at timestamptz not null default baton_now(),
+  seen_at timestamptz not null default baton_now(),  -- its last heartbeat
+  breaker_until timestamptz  -- its provider is down, and is not asked again before that
+);
+
+-- The heartbeat of a worker, which also writes its row at the first one: p_worker is what the row
+-- says of it, p_breaker_seconds how long its provider is left alone; null: it answers. Answers the
+-- worker's state, so that it learns of ops.drain_worker; null: others have taken it for dead.
+create or replace function beat(
+  p_worker_id bigint, p_worker jsonb, p_breaker_seconds double precision
+) returns text
+language plpgsql as $$
+declare
+  v_state text;
+begin
+  update procrastinate_workers set last_heartbeat = now() where id = p_worker_id;
+  if not found then
+    return null;
+  end if;
+  insert into workers (id, name, host, version, concurrency, provider, breaker_until)
+  select
+    p_worker_id, w.name, w.host, w.version, w.concurrency, w.provider,
+    baton_now() + p_breaker_seconds * interval '1 second'
+  from jsonb_populate_record(null::workers, p_worker) w
+  on conflict (id) do update
+  set seen_at = baton_now(), breaker_until = excluded.breaker_until
+  returning state into v_state;
+  return v_state;
+end
+$$;
+
+-- A worker has ended in order.
+create or replace function stop_worker(p_worker_id bigint) returns void
+language sql as $$
+  update workers set state = 'stopped', seen_at = baton_now()
+  where id = p_worker_id and state <> 'lost'
+$$;
+
 -- Tickets that a worker took and will never end, because it has not been heard of for
 -- p_dead_seconds: back to the queue when their job still waits for them, else away. Answers how
 -- many; only one process at a time looks.
@@ -1930,6 +1979,17 @@ begin
   -- Sets worker_id of their tickets to null.
   delete from procrastinate_workers
   where last_heartbeat < now() - p_dead_seconds * interval '1 second';
+  update workers w
+  set state = 'lost'
+  where w.state in ('running', 'draining')
+    and not exists (select from procrastinate_workers p where p.id = w.id);
+  delete from workers
+  where id in (
+    select id from workers
+    where state in ('stopped', 'lost') and seen_at < baton_now() - interval '1 day'
+    order by id
+    limit 1000
+    for update skip locked);
 
   update procrastinate_jobs t
   set status = 'todo', abort_requested = false
@@ -2482,27 +2542,88 @@ language sql immutable as $$
     'project')
 $$;
 
+create or replace function assert_user(p_user_id uuid, p_argument text default 'user_id') returns void
+language plpgsql stable as $$
+begin
+  perform from users where id = p_user_id;
+  if not found then
+    raise '%: there is no user with this id.', p_argument using errcode = 'BT404';
+  end if;
+end
+$$;
+
+-- Answers BT400 unless there is a text, of p_max characters at most.
+create or replace function assert_text(p_argument text, p_text text, p_max int default 300)
+returns void
+language plpgsql immutable as $$
+begin
+  if coalesce(length(trim(p_text)), 0) = 0 or length(p_text) > p_max then
+    raise '%: must have 1 to % characters.', p_argument, p_max using errcode = 'BT400';
+  end if;
+end
+$$;
+
+create or replace function assert_plan(p_plan text) returns void
+language plpgsql stable as $$
+begin
+  if not exists (select from plans p where p.name = p_plan) then
+    raise 'plan: there is no plan named "%"; make it with ops.create_plan.', p_plan
+      using errcode = 'BT400';
+  end if;
+end
+$$;
+
 create or replace function ops.create_user(
   email text, name text default null, plan text default 'self_hosted'
 ) returns uuid
-language sql as $$
+language plpgsql security definer
+set search_path = public, pg_temp set lock_timeout = '2s' as $$
+declare
+  v_id uuid;
+begin
+  if email !~ '^[^@[:space:]]+@[^@[:space:]]+$' or email is null or length(email) > 320 then
+    raise 'email: must be an address such as ada@example.com.' using errcode = 'BT400';
+  end if;
+  name := coalesce(name, left(split_part(email, '@', 1), 300));
+  perform assert_text('name', name);
+  perform assert_plan(plan);
   insert into users (email, name, plan)
-  values (
-    create_user.email,
-    coalesce(create_user.name, split_part(create_user.email, '@', 1)),
-    create_user.plan)
-  returning id
+  values (create_user.email, create_user.name, create_user.plan)
+  on conflict do nothing
+  returning id into v_id;
+  if v_id is null then
+    raise 'email: there is already a user with this address.' using errcode = 'BT400';
+  end if;
+  perform audit('create_user', jsonb_build_object('user_id', v_id, 'email', email, 'plan', plan));
+  return v_id;
+end
 $$;
 comment on function ops.create_user is
   'Create a user and answer its id. Fails when the e-mail address is taken.';
 
 create or replace function ops.create_organization(name text, slug text default null) returns uuid
-language sql as $$
+language plpgsql security definer
+set search_path = public, pg_temp set lock_timeout = '2s' as $$
+declare
+  v_id uuid;
+begin
+  perform assert_text('name', name);
+  slug := coalesce(slug, slug_of(name));
+  if slug !~ '^[a-z0-9]+(-[a-z0-9]+)*$' then
+    raise 'slug: must be lower case letters, digits and single hyphens between them.'
+      using errcode = 'BT400';
+  end if;
   insert into organizations (name, slug)
-  values (
-    create_organization.name,
-    coalesce(create_organization.slug, slug_of(create_organization.name)))
-  returning id
+  values (create_organization.name, create_organization.slug)
+  on conflict do nothing
+  returning id into v_id;
+  if v_id is null then
+    raise 'slug: there is already an organization "%"; give another slug.', slug
+      using errcode = 'BT400';
+  end if;
+  perform audit('create_organization', jsonb_build_object('organization_id', v_id, 'slug', slug));
+  return v_id;
+end
 $$;
 comment on function ops.create_organization is
   'Create an organization and answer its id. The slug is made from the name unless given.';
@@ -2510,11 +2631,23 @@ comment on function ops.create_organization is
 create or replace function ops.add_member(
   organization uuid, member uuid, role text default 'member', admin_until timestamptz default null
 ) returns void
-language sql as $$
+language plpgsql security definer
+set search_path = public, pg_temp set lock_timeout = '2s' as $$
+begin
+  if not exists (select from organizations where id = organization) then
+    raise 'organization: there is no organization with this id.' using errcode = 'BT404';
+  end if;
+  perform assert_user(member, 'member');
+  if role not in ('admin', 'member') or role is null then
+    raise 'role: must be admin or member.' using errcode = 'BT400';
+  end if;
   insert into members (organization_id, user_id, role, admin_until)
   values (organization, member, add_member.role, add_member.admin_until)
   on conflict (organization_id, user_id) do update
-  set role = excluded.role, admin_until = excluded.admin_until
+  set role = excluded.role, admin_until = excluded.admin_until;
+  perform audit('add_member', jsonb_build_object(
+    'organization_id', organization, 'user_id', member, 'role', role, 'admin_until', admin_until));
+end
 $$;
 comment on function ops.add_member is
   'Add a user to an organization as admin or member, or change the role. '
@@ -2523,13 +2656,19 @@ comment on function ops.add_member is
 create or replace function ops.create_project(
   name text, owner uuid, organization uuid default null
 ) returns uuid
-language plpgsql as $$
+language plpgsql security definer
+set search_path = public, pg_temp set lock_timeout = '2s' as $$
 declare
   v_base text := slug_of(create_project.name);
   v_slug text;
   v_id uuid;
 begin
+  perform assert_text('name', create_project.name);
+  perform assert_user(owner, 'owner');
   if organization is not null then
+    if not exists (select from organizations where id = organization) then
+      raise 'organization: there is no organization with this id.' using errcode = 'BT404';
+    end if;
     perform from members m where m.organization_id = organization and m.user_id = owner;
     if not found then
       raise 'owner: the user is no member of the organization.' using errcode = 'BT400';
@@ -2546,9 +2685,14 @@ begin
       and (organization is not null or p.owner_id = owner))
   order by n
   limit 1;
+  if v_slug is null then
+    raise 'name: there are too many projects of this name; give another one.' using errcode = 'BT400';
+  end if;
   insert into projects (name, slug, owner_id, organization_id)
   values (create_project.name, v_slug, owner, organization)
   returning id into v_id;
+  perform audit('create_project', jsonb_build_object(
+    'project_id', v_id, 'owner', owner, 'organization_id', organization));
   return v_id;
 end
 $$;
@@ -2556,18 +2700,31 @@ comment on function ops.create_project is
   'Create a project and answer its id: personal, or of an organization that the owner is in.';
 
 create or replace function ops.create_api_key(user_id uuid, label text default '') returns text
-language plpgsql as $$
+language plpgsql security definer
+set search_path = public, pg_temp set lock_timeout = '2s' as $$
 declare
-  -- Four random UUIDs hold 488 random bits; their SHA-256 is 32 bytes that nobody can predict.
-  v_secret bytea := sha256(
-    uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())
-    || uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid()));
-  v_key text := 'fr_' || rtrim(translate(encode(v_secret, 'base64'), '+/', '-_'), '=');
+  v_secret bytea;
+  v_key text;
 begin
-  insert into api_keys (user_id, label, prefix, digest)
-  values (
-    create_api_key.user_id, create_api_key.label, left(v_key, 11),
-    sha256(convert_to(v_key, 'UTF8')));
+  perform assert_user(create_api_key.user_id);
+  if length(label) > 300 or label is null then
+    raise 'label: must have at most 300 characters.' using errcode = 'BT400';
+  end if;
+  loop  -- the first 11 characters tell one key from another, and in the end some come twice
+    -- Four random UUIDs hold 488 random bits; their SHA-256 is 32 bytes that nobody can predict.
+    v_secret := sha256(
+      uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())
+      || uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid()));
+    v_key := 'fr_' || rtrim(translate(encode(v_secret, 'base64'), '+/', '-_'), '=');
+    insert into api_keys (user_id, label, prefix, digest)
+    values (
+      create_api_key.user_id, create_api_key.label, left(v_key, 11),
+      sha256(convert_to(v_key, 'UTF8')))
+    on conflict do nothing;
+    exit when found;
+  end loop;
+  perform audit('create_api_key', jsonb_build_object(
+    'user_id', create_api_key.user_id, 'label', label, 'prefix', left(v_key, 11)));
   return v_key;
 end
 $$;
@@ -2576,26 +2733,66 @@ comment on function ops.create_api_key is
   'only its SHA-256 is stored.';
 
 create or replace function ops.revoke_api_key(prefix text) returns boolean
-language plpgsql as $$
+language plpgsql security definer
+set search_path = public, pg_temp set lock_timeout = '2s' as $$
+declare
+  v_user_id uuid;
 begin
+  if length(prefix) < 11 or left(prefix, 3) <> 'fr_' or prefix is null then
+    raise 'prefix: must be the first 11 characters of a key, beginning with fr_.'
+      using errcode = 'BT400';
+  end if;
   update api_keys k
   set revoked_at = baton_now()
-  where k.prefix = left(revoke_api_key.prefix, 11) and k.revoked_at is null;
-  return found;
+  where k.prefix = left(revoke_api_key.prefix, 11) and k.revoked_at is null
+  returning user_id into v_user_id;
+  if not found then
+    return false;
+  end if;
+  perform audit('revoke_api_key', jsonb_build_object(
+    'prefix', left(prefix, 11), 'user_id', v_user_id));
+  return true;
 end
 $$;
 comment on function ops.revoke_api_key is
-  'Revoke the key that starts with this prefix (11 characters). False: no such live key.';
+  'Revoke the key that starts with this prefix (11 characters); what is held open with it ends within '
+  'two seconds. False: no such live key. When a key has leaked.';
+
+create or replace function ops.revoke_user_keys(user_id uuid) returns bigint
+language plpgsql security definer
+set search_path = public, pg_temp set lock_timeout = '2s' as $$
+declare
+  v_count bigint;
+begin
+  perform assert_user(revoke_user_keys.user_id);
+  update api_keys k
+  set revoked_at = baton_now()
+  where k.user_id = revoke_user_keys.user_id and k.revoked_at is null;
+  get diagnostics v_count = row_count;
+  perform audit('revoke_user_keys', jsonb_build_object(
+    'user_id', revoke_user_keys.user_id, 'revoked', v_count));
+  return v_count;
+end
+$$;
+comment on function ops.revoke_user_keys is
+  'Revoke all keys of a user and answer how many there were; as ops.revoke_api_key. When a laptop is '
+  'lost, or a user has left.';
 
 create or replace function ops.create_plan(
   name text, monthly_credits int default null, overage boolean default false,
   flows text[] default null, models text[] default null
 ) returns void
-language plpgsql as $$
+language plpgsql security definer
+set search_path = public, pg_temp set lock_timeout = '2s' as $$
 declare
   v_wrong text := (select f from unnest(flows) f where f not in (select kind from public.flows) limit 1);
 begin
-  if v_wrong is not null then
+  perform assert_text('name', create_plan.name);
+  if monthly_credits < 0 then
+    raise 'monthly_credits: must be 0 or more; null is no limit.' using errcode = 'BT400';
+  elsif overage is null then
+    raise 'overage: must be true or false.' using errcode = 'BT400';
+  elsif v_wrong is not null then
     raise 'flows: there is no job kind named "%".', v_wrong using errcode = 'BT400';
   end if;
   insert into plans (name, monthly_credits, overage, flows, models)
@@ -2604,6 +2801,9 @@ begin
   on conflict on constraint plans_pkey do update
   set monthly_credits = excluded.monthly_credits, overage = excluded.overage,
     flows = excluded.flows, models = excluded.models;
+  perform audit('create_plan', jsonb_build_object(
+    'name', create_plan.name, 'monthly_credits', create_plan.monthly_credits,
+    'overage', create_plan.overage, 'flows', create_plan.flows, 'models', create_plan.models));
 end
 $$;
 comment on function ops.create_plan is
@@ -2612,16 +2812,14 @@ comment on function ops.create_plan is
   'Jobs that have been accepted run under what was true then.';
 
 create or replace function ops.set_plan(user_id uuid, plan text) returns void
-language plpgsql as $$
+language plpgsql security definer
+set search_path = public, pg_temp set lock_timeout = '2s' as $$
 begin
-  if not exists (select from plans p where p.name = set_plan.plan) then
-    raise 'plan: there is no plan named "%"; make it with ops.create_plan.', set_plan.plan
-      using errcode = 'BT400';
-  end if;
+  perform assert_plan(set_plan.plan);
+  perform assert_user(set_plan.user_id);
   update users u set plan = set_plan.plan where u.id = set_plan.user_id;
-  if not found then
-    raise 'user_id: there is no user with this id.' using errcode = 'BT400';
-  end if;
+  perform audit('set_plan', jsonb_build_object(
+    'user_id', set_plan.user_id, 'plan', set_plan.plan));
 end
 $$;
 comment on function ops.set_plan is
@@ -2629,9 +2827,19 @@ comment on function ops.set_plan is
   'owns, those of organizations included. What has been used this month stays used.';
 
 create or replace function ops.add_credits(user_id uuid, credits int, reason text) returns void
-language sql as $$
+language plpgsql security definer
+set search_path = public, pg_temp set lock_timeout = '2s' as $$
+begin
+  perform assert_user(add_credits.user_id);
+  if credits = 0 or credits is null then
+    raise 'credits: must be a number other than 0.' using errcode = 'BT400';
+  end if;
+  perform assert_text('reason', reason);
   insert into credit_grants (user_id, credits, reason)
-  values (add_credits.user_id, add_credits.credits, add_credits.reason)
+  values (add_credits.user_id, add_credits.credits, add_credits.reason);
+  perform audit('add_credits', jsonb_build_object(
+    'user_id', add_credits.user_id, 'credits', add_credits.credits, 'reason', add_credits.reason));
+end
 $$;
 comment on function ops.add_credits is
   'Give a user credits beside those of the plan; they are used after them and do not lapse. '
@@ -2640,10 +2848,22 @@ comment on function ops.add_credits is
 create or replace function ops.set_price(
   model text, prompt numeric, completion numeric
 ) returns void
-language sql as $$
+language plpgsql security definer
+set search_path = public, pg_temp set lock_timeout = '2s' as $$
+begin
+  perform assert_text('model', model);
+  if prompt < 0 or prompt is null then
+    raise 'prompt: must be 0 or more, for a million tokens.' using errcode = 'BT400';
+  elsif completion < 0 or completion is null then
+    raise 'completion: must be 0 or more, for a million tokens.' using errcode = 'BT400';
+  end if;
   insert into model_prices (model, prompt, completion)
   values (set_price.model, set_price.prompt, set_price.completion)
-  on conflict (model) do update set prompt = excluded.prompt, completion = excluded.completion
+  on conflict on constraint model_prices_pkey do update
+  set prompt = excluded.prompt, completion = excluded.completion;
+  perform audit('set_price', jsonb_build_object(
+    'model', model, 'prompt', prompt, 'completion', completion));
+end
 $$;
 comment on function ops.set_price is
   'Say what a million tokens of a model cost, in any currency, for the calls from now on.';
@@ -2680,13 +2900,25 @@ comment on view ops.usage is
   'their tokens, and what they cost by ops.set_price (null: not known).';
 
 create or replace function ops.set_limit(user_id uuid, policy text, quota int) returns void
-language plpgsql as $$
+language plpgsql security definer
+set search_path = public, pg_temp set lock_timeout = '2s' as $$
 begin
-  delete from limits l where l.user_id = set_limit.user_id and l.policy = set_limit.policy;
-  if set_limit.quota is not null then
-    insert into limits (user_id, policy, quota)
-    values (set_limit.user_id, set_limit.policy, set_limit.quota);
+  perform assert_user(set_limit.user_id);
+  if policy not in ('default', 'poll', 'generate', 'waits') or policy is null then
+    raise 'policy: must be default, poll, generate or waits.' using errcode = 'BT400';
+  elsif quota not between 0 and 1000000 then
+    raise 'quota: must be 0 to 1000000; 0 is no limit, null is what BATON_LIMITS says.'
+      using errcode = 'BT400';
   end if;
+  if quota is null then
+    delete from limits l where l.user_id = set_limit.user_id and l.policy = set_limit.policy;
+  else
+    insert into limits (user_id, policy, quota)
+    values (set_limit.user_id, set_limit.policy, set_limit.quota)
+    on conflict on constraint limits_pkey do update set quota = excluded.quota;
+  end if;
+  perform audit('set_limit', jsonb_build_object(
+    'user_id', set_limit.user_id, 'policy', set_limit.policy, 'quota', set_limit.quota));
 end
 $$;
 comment on function ops.set_limit is

@@ -439,8 +439,13 @@ select reconcile_tickets($1);
 select unknown_tickets($1, $2);
 
 -- name: beat
--- $1 Procrastinate's worker. No row: somebody took us for dead.
-update procrastinate_workers set last_heartbeat = now() where id = $1 returning id;
+-- $1 Procrastinate's worker, $2 who it is, $3 seconds for which its provider is left alone, or null.
+-- Its state; null: somebody took us for dead.
+select beat($1, $2, $3);
+
+-- name: stop_worker
+-- $1 Procrastinate's worker. It has ended in order.
+select stop_worker($1);
 
 -- name: notify
 -- $1 channels, $2 payloads. A statement of its own, after the commits that it announces; not worth

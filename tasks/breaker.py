@@ -32,6 +32,11 @@ class Breaker:
         self._rest = REST[0]
         self._tried: int | None = None  # the ticket of the one job
 
+    @property
+    def rest(self) -> float | None:
+        """Seconds until the provider is asked again; None: it answers, as far as is known."""
+        return None if self._until is None else max(0.0, self._until - self._clock())
+
     def admits(self, held: Collection[int]) -> bool:
         """May another ticket be taken, beside those that the worker has in hand?"""
         if self._until is None:

@@ -18,6 +18,7 @@ from typing import Any
 from procrastinate import JobContext, exceptions, jobs, manager, utils
 from procrastinate.worker import Worker
 
+from app import __version__
 from app.background import background, watch_loop
 from app.connector import AsyncpgConnector
 from app.db import Database, Unavailable, open_database
@@ -101,15 +102,26 @@ class TicketWorker(Worker):
     - A side task that dies stops the worker; upstream only watches until the first one has ended.
     - Tickets that the table gives to this worker, but that it does not have, are given back.
     - While the provider is down it takes none (`_Tickets`).
+    - It has a row in `workers`, and drains when that says so.
+
+    Args:
+        row: what `workers` says of it.
     """
 
     def __init__(
-        self, database: Database, connector: AsyncpgConnector, breaker: Breaker, **options: Any
+        self,
+        database: Database,
+        connector: AsyncpgConnector,
+        breaker: Breaker,
+        row: dict[str, Any],
+        **options: Any,
     ) -> None:
         super().__init__(**options)
         self.app.job_manager = _Tickets(connector, breaker, self._held)
         self._database = database
         self._connector = connector
+        self._breaker = breaker
+        self._row = row
         self._new_job_event = self._wake = _Wake()
         self.stopping = False
         self.broken: str | None = None  # why the worker stopped by itself
@@ -176,15 +188,20 @@ class TicketWorker(Worker):
 
     async def _update_heartbeat(self) -> None:
         while True:
-            await asyncio.sleep(BEAT_EVERY)
             try:
-                alive = await self._database.value("beat", self.worker_id)
+                state = await self._database.value(
+                    "beat", self.worker_id, self._row, self._breaker.rest
+                )
             except Unavailable as error:
                 log.warning("heartbeat failed", extra={"cause": str(error)})
-                continue
-            if alive is None:
-                self._break("its row is gone; others have taken it for dead")
-                return
+            else:
+                if state is None:
+                    self._break("its row is gone; others have taken it for dead")
+                    return
+                if state == "draining" and not self.stopping:
+                    log.info("drain", extra={"worker": self.worker_id})
+                    self.stop()
+            await asyncio.sleep(BEAT_EVERY)
 
     async def _audit(self) -> None:
         """A claim whose answer got lost leaves a ticket that is ours in the table only."""
@@ -209,6 +226,7 @@ class TicketWorker(Worker):
         return [c.job.id for c in self._running_jobs.values() if c.job.id is not None]
 
     async def _shutdown(self, side_tasks: list[asyncio.Task[Any]]) -> None:
+        worker_id = self.worker_id
         beating = [task for task in side_tasks if task.get_name() == "update_heartbeats"]
         await utils.cancel_and_capture_errors([t for t in side_tasks if t not in beating])
         try:
@@ -218,6 +236,8 @@ class TicketWorker(Worker):
             log.warning("worker not unregistered", extra={"cause": repr(error)})
         finally:
             await utils.cancel_and_capture_errors(beating)
+        with suppress(Unavailable):  # then the sweepers call it lost
+            await self._database.value("stop_worker", worker_id)
 
 
 def make_worker(
@@ -231,6 +251,7 @@ def make_worker(
     ended: Callable[[], None] = lambda: None,
     breaker: Breaker | None = None,
     attempts: Database | None = None,
+    provider_name: str = "extractive",
 ) -> tuple[TicketWorker, Executor]:
     """A worker over a pool, not yet running, and the executor that it gives tickets to.
 
@@ -238,12 +259,20 @@ def make_worker(
         ended: called after each attempt.
         breaker: says whether the provider is there; one of the worker's own by default.
         attempts: the pool of the attempts, so that many of them are not in the way of their leases.
+        provider_name: what BATON_PROVIDER calls the provider.
     """
     breaker = breaker or Breaker()
+    row = {
+        "name": f"{platform.node()}:{os.getpid()}",
+        "host": platform.node(),
+        "version": __version__,
+        "concurrency": concurrency,
+        "provider": provider_name,
+    }
     executor = Executor(
         database,
         provider,
-        name=f"{platform.node()}:{os.getpid()}",
+        name=str(row["name"]),
         attempt_timeout=attempt_timeout,
         bell=bell,
         breaker=breaker,
@@ -262,6 +291,7 @@ def make_worker(
         database,
         queue.connector,
         breaker,
+        row,
         app=queue,
         queues=[QUEUE],
         concurrency=concurrency,
@@ -303,6 +333,7 @@ async def run_worker(settings: Settings) -> None:
             attempt_timeout=settings.attempt_timeout,
             ended=deliverer.wake,
             attempts=attempts,
+            provider_name=settings.provider,
         )
         await stack.enter_async_context(background(Sweeper(database, bell).run()))
         await stack.enter_async_context(background(executor.renew_forever()))

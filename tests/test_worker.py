@@ -1,6 +1,7 @@
 """The worker: wakes at once, stops in order, owes no ticket, and ends every job exactly once."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -9,10 +10,13 @@ import asyncpg
 import pytest
 from conftest import Workers
 
+from app import __version__
 from app.db import Database, Unavailable
 from app.jobs import submit
 from app.queue import Bell
 from app.schemas import HandoffDraft, HandoffRequest
+from tasks import worker as worker_module
+from tasks.breaker import FAILURES
 from tasks.calls import Calls
 from tasks.context import Context
 from tasks.executor import Executor
@@ -327,3 +331,55 @@ async def test_a_backlog_is_taken_by_several_fetchers_at_once(
         gate.opened.set()
         await shop.until(NO_TICKET)
     assert gate.total == 20
+
+
+# --- Its row ---------------------------------------------------------------------------------
+
+
+async def row_of(sql: asyncpg.Connection, state: str) -> asyncpg.Record:
+    """The row of the one worker, once it is in that state."""
+    async with asyncio.timeout(10):
+        while (row := await sql.fetchrow("select * from workers")) is None or row["state"] != state:
+            await asyncio.sleep(0.01)
+    return row
+
+
+async def test_a_worker_says_who_it_is_and_that_it_has_stopped(
+    worker: Workers, sql: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "BEAT_EVERY", 0.02)
+    made, executor = worker(provider_name="openai", concurrency=7)
+    async with running(made):
+        row = await row_of(sql, "running")
+        assert row["id"] == await sql.fetchval("select id from procrastinate_workers")
+        assert row["name"] == f"{row['host']}:{os.getpid()}"
+        assert (row["version"], row["provider"]) == (__version__, "openai")
+        assert (row["concurrency"], row["breaker_until"]) == (7, None)
+        for n in range(FAILURES):
+            made._breaker.fail(f"job {n % 2}")
+        async with asyncio.timeout(10):
+            while (row := await row_of(sql, "running"))["breaker_until"] is None:
+                pass
+        assert row["breaker_until"] > row["seen_at"] > row["started_at"]
+    await row_of(sql, "stopped")
+
+
+async def test_a_worker_that_is_not_heard_of_is_lost_and_later_forgotten(
+    database: Database, sql: asyncpg.Connection
+) -> None:
+    who = {"name": "w", "host": "h", "version": "1", "concurrency": 1, "provider": "p"}
+    ids = [await sql.fetchval("select procrastinate_register_worker_v1()") for _ in range(3)]
+    for worker_id in ids:
+        assert await database.value("beat", worker_id, who, None) == "running"
+    await database.value("stop_worker", ids[2])
+    age = "update procrastinate_workers set last_heartbeat = now() - interval '1 min' where id = $1"
+    await sql.execute(age, ids[0])
+    await database.value("reconcile_tickets", 30.0)
+    states = "select array_agg(state order by id) from workers"
+    assert await sql.fetchval(states) == ["lost", "running", "stopped"]
+    assert await database.value("beat", ids[0], who, None) is None
+    await database.value("stop_worker", ids[0])
+    assert await sql.fetchval(states) == ["lost", "running", "stopped"]
+    await sql.execute("update workers set seen_at = now() - interval '25 hours'")
+    await database.value("reconcile_tickets", 30.0)
+    assert await sql.fetchval("select array_agg(id) from workers") == [ids[1]]
