@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,7 +55,7 @@ def run(settings: Settings, greeting: bool) -> None:
     """Run the API and one worker; without DATABASE_URL with an embedded PostgreSQL."""
     logs.configure(settings.log)
     setproctitle("baton run")
-    _claim_port(settings)
+    _claim_ports(settings, worker=True)
     # Until the supervisor listens to signals: leave through `finally`, so that no server is left.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with _database_to_run_on(settings) as (found, server):
@@ -77,6 +77,7 @@ def serve(settings: Settings) -> None:
     logs.configure(settings.log)
     setproctitle("baton serve")
     stop_with_parent()
+    _claim_ports(settings)
     guard.serve(create_app(with_database(settings)), settings.host, settings.port)
 
 
@@ -173,15 +174,30 @@ def _alone(data_dir: Path) -> Iterator[None]:
         yield
 
 
-def _claim_port(settings: Settings) -> None:
-    """Say at once that the port is taken; a child that cannot listen would be restarted forever."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((settings.host, settings.port))
-        except OSError as error:
-            raise Fault(f"PORT: {settings.host}:{settings.port}: {error.strerror}.") from None
+def _claim_ports(settings: Settings, *, worker: bool = False) -> None:
+    """Say at once that a port is taken; a child that cannot listen would be restarted forever.
+
+    Args:
+        worker: those of a worker as well.
+    """
+    wanted = {"PORT": (settings.host, settings.port), "BATON_METRICS": settings.metrics}
+    if worker:
+        wanted["BATON_WORKER_METRICS"] = settings.worker_metrics
+    with ExitStack() as claimed:
+        for name, address in wanted.items():
+            if address is not None:
+                claimed.enter_context(_claimed(name, *address))
+
+
+def _claimed(name: str, host: str, port: int) -> socket.socket:
+    probe = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        probe.bind((host, port))
+    except OSError as error:
+        probe.close()
+        raise Fault(f"{name}: {host}:{port}: {error.strerror}.") from None
+    return probe
 
 
 async def _greet(settings: Settings) -> None:

@@ -17,6 +17,9 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from app import metrics
+from app.logs import trace
+
 log = logging.getLogger("baton.background")
 
 PARENT = "BATON_PARENT_PID"  # names the parent in the environment of a child
@@ -40,7 +43,7 @@ async def background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
 
 def _exit_if_failed(task: "asyncio.Task[None]") -> None:
     if not task.cancelled() and (error := task.exception()):
-        log.critical("background task died", exc_info=error)
+        log.critical("background task died", extra={"trace": trace(error)})
         os._exit(DIED_EXIT)
 
 
@@ -67,6 +70,7 @@ async def watch_loop() -> None:
         while True:
             last_sign = time.monotonic()
             await asyncio.sleep(WATCH_EVERY)
+            metrics.loop_lag.observe(time.monotonic() - last_sign - WATCH_EVERY)
     finally:
         stop.set()
 

@@ -21,6 +21,7 @@ from typing import Any
 import asyncpg
 from procrastinate.schema import SchemaManager
 
+from app import metrics
 from app.connector import (
     ACQUIRE_TIMEOUT,
     TRANSIENT,
@@ -176,6 +177,9 @@ class Database:
         try:
             with mapped_errors():
                 raw = await self.pool.acquire(timeout=ACQUIRE_TIMEOUT)
+        except Unavailable:
+            metrics.pool_exhausted.inc()
+            raise
         except Refused as error:  # it lets nobody in: a wrong password, too many clients
             raise Unavailable(str(error)) from error.__cause__
         try:

@@ -23,6 +23,7 @@ from starlette.applications import Starlette
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from app import metrics
 from app.errors import (
     ApiError,
     HeadersTooLarge,
@@ -315,6 +316,7 @@ class Guard(HttpToolsProtocol):
             }
             lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
             self.transport.write(STATUS_LINE[error.status] + lines.encode() + b"\r\n" + body)
+            metrics.requests.labels("other", "other", int(error.status)).inc()
             log.info("refused", extra={"status": int(error.status), "reason": error.sentence})
             request_id.reset(token)
         self.close()

@@ -20,6 +20,7 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app import metrics
 from app.auth import missing_job, visible_project
 from app.db import Database, DatabaseError
 from app.errors import ApiError, Gone, InvalidRequest
@@ -121,7 +122,19 @@ async def _submit(
         key=_idempotency_key(request),
         pending=request.app.state.limits.pending,
     )
+    _submitted(row)
     return await _accepted(request, row)
+
+
+def _submitted(row: asyncpg.Record) -> None:
+    """Tell of a request for an artifact: from here on its job is known by its own id."""
+    again = row["replayed"] or row.get("deduplicated", False)
+    log.info("submit", extra={"job_id": row["id"], "kind": row["kind"], "again": again})
+    if again:
+        return
+    metrics.job_transitions.labels(row["kind"], "submit").inc()
+    if row["status"] == "failed":  # the plan does not allow it
+        metrics.jobs_ended.labels(row["kind"], row["outcome"], row["error_code"]).inc()
 
 
 async def submit(
@@ -180,6 +193,7 @@ async def retry_job(request: Request) -> Response:
         _fingerprint(job_id, "retry", {}),
         request.app.state.limits.pending,
     )
+    _submitted(row)
     return await _accepted(request, row)
 
 
@@ -447,6 +461,9 @@ async def cancel_job(request: Request) -> Response:
         request.app.state.bell.stop(row["running_ticket_id"])
     if row["changed"]:
         request.app.state.bell.announce(row["id"])
+        log.info("cancel", extra={"job_id": row["id"], "kind": row["kind"]})
+        metrics.job_transitions.labels(row["kind"], "cancel").inc()
+        metrics.jobs_ended.labels(row["kind"], row["outcome"], row["error_code"]).inc()
     job = await _shown(request, row)
     return json_response({"job": job.fields, "result": None}, headers=_headers(job))
 

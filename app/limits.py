@@ -21,6 +21,7 @@ from typing import Literal
 from starlette.requests import Request
 from starlette.types import Scope
 
+from app import metrics
 from app.background import background
 from app.db import Database, DatabaseError
 from app.errors import RateLimited, TooManyWaits
@@ -103,9 +104,12 @@ async def wait_slot(request: Request) -> AsyncIterator[None]:
         _tell(request, f'"waits";q={quota};qu="concurrent-requests"', standing)
         if slot is None:
             raise TooManyWaits(quota)
+    request.state.held = True  # how long it takes says nothing about us
+    metrics.requests_held.inc()
     try:
         yield
     finally:
+        metrics.requests_held.dec()
         if slot is not None:
             slots.release(slot)
 

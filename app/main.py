@@ -10,7 +10,7 @@ import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
@@ -21,11 +21,12 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app import errors, events, jobs, limits, resources, schemas, stream, webhooks
+from app import errors, events, jobs, limits, metrics, resources, schemas, stream, webhooks
 from app.auth import authenticate
 from app.background import background, watch_loop
 from app.db import applied_version, current_version, open_database
 from app.docs import page
+from app.exporter import Exporter, listening
 from app.logs import request_id
 from app.openapi import Operation, document
 from app.queue import hung_bell
@@ -43,6 +44,10 @@ POOL_SIZE = 10  # connections; a request holds one for milliseconds
 COMMAND_TIMEOUT = 1.5  # seconds; a client learns soon that the database does not answer
 # The database gives up before we do: what a client was told is unknown must not be stored later.
 STATEMENT_TIMEOUT, LOCK_TIMEOUT = "1200ms", "1s"
+
+# Asked every few seconds, and worth no line in the log.
+QUIET = ("/healthz", "/readyz", "/metrics")
+METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
 
@@ -370,6 +375,10 @@ def create_app(settings: Settings) -> Starlette:
     async def docs(request: Request) -> Response:
         return HTMLResponse(rendered, headers={"Content-Security-Policy": _DOCS_POLICY})
 
+    async def scrape(request: Request) -> Response:
+        answer: Response = await request.app.state.exporter.scrape(request)
+        return answer
+
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         assert settings.database_url
@@ -386,9 +395,14 @@ def create_app(settings: Settings) -> Starlette:
             limits.wait_slots(database, settings.limits) as slots,
             background(Sweeper(database, bell).run()),
             background(watch_loop()),
+            AsyncExitStack() as stack,
         ):
             hub = Hub(database)
             app.state.database = database
+            app.state.exporter = exporter = Exporter(metrics.API, {"api": database}, database)
+            if settings.metrics:
+                place = listening(settings.metrics, "BATON_METRICS", exporter)
+                await stack.enter_async_context(place)
             app.state.bell = bell
             app.state.pace = jobs.Pace(database)
             app.state.reads = jobs.reads(database)
@@ -404,6 +418,7 @@ def create_app(settings: Settings) -> Starlette:
             *page_routes(),
             Route("/openapi.json", openapi_json),
             Route("/docs", docs),
+            *([] if settings.metrics else [Route("/metrics", scrape)]),
         ],
         middleware=[Middleware(Edge)],
         exception_handlers={HTTPException: _raise},  # to the edge, which renders all errors
@@ -465,6 +480,7 @@ class Edge:
             return
         token = request_id.set(_request_id(scope))
         started = time.perf_counter()
+        metrics.requests_open.inc()
         status = 0
 
         async def stamped(message: Message) -> None:
@@ -485,17 +501,29 @@ class Edge:
             accept = ",".join(Headers(scope=scope).getlist("accept"))
             await errors.error_response(error, accept)(scope, receive, stamped)
         finally:
+            seconds = time.perf_counter() - started
+            _count(scope, status, seconds)
             log.log(
-                logging.DEBUG if scope["path"] in ("/healthz", "/readyz") else logging.INFO,
+                logging.DEBUG if scope["path"] in QUIET else logging.INFO,
                 "request",
                 extra={
                     "method": scope["method"],
                     "path": scope["path"],
                     "status": status,
-                    "ms": round((time.perf_counter() - started) * 1000, 1),
+                    "ms": round(seconds * 1000, 1),
                 },
             )
             request_id.reset(token)
+
+
+def _count(scope: Scope, status: int, seconds: float) -> None:
+    """Count a request that is over, by the template of its path."""
+    method = scope["method"] if scope["method"] in METHODS else "other"
+    route = scope["route"].path if "route" in scope else "other"
+    metrics.requests_open.dec()
+    metrics.requests.labels(method, route, status or "aborted").inc()
+    if "held" not in scope.get("state", ()):
+        metrics.request_seconds.labels(method, route).observe(seconds)
 
 
 def _request_id(scope: Scope) -> str:

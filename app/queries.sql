@@ -274,7 +274,7 @@ order by f.source, f.dimension, f.resource, f.value;
 -- $1 job, $2 ticket, $3 worker, $4 lease in seconds. No row: the ticket is to be dropped.
 select
   j.id, j.user_id, j.project_id, p.name as project_name, j.kind, j.input, j.attempt, j.crashes,
-  j.provider_errors, j.lease_token, u.plan, n.models, baton_now() as claimed_at
+  j.provider_errors, j.lease_token, j.created_at, u.plan, n.models, baton_now() as claimed_at
 from claim_job($1, $2, $3, $4) j
 join projects p on p.id = j.project_id
 join users u on u.id = p.owner_id
@@ -417,6 +417,10 @@ select sweepable($1);
 -- name: sweep_job
 -- $1 job. The new status, or null.
 select sweep_job($1);
+
+-- name: swept_job
+-- $1 job. What to tell of a job that was swept.
+select kind, attempt, outcome, error_code from jobs where id = $1;
 
 -- name: wake_due
 -- $1 limit. How many were brought back.
@@ -624,3 +628,33 @@ select ops.revoke_api_key($1);
 -- name: worker_seen
 -- How many seconds ago the liveliest worker gave a sign; null when there is none.
 select extract(epoch from now() - max(last_heartbeat))::float8 from procrastinate_workers;
+
+-- name: jobs_by_kind
+-- For GET /metrics. By kind, the jobs that have not ended: that a worker may take, that wait for a
+-- time, that run; and the age in seconds of the oldest that a worker may take.
+select
+  f.kind,
+  count(j.id) filter (where j.status = 'pending' and d.job_id is null) as pending,
+  count(d.job_id) as parked,
+  count(j.id) filter (where j.status = 'processing') as processing,
+  coalesce(extract(epoch from baton_now() - min(j.created_at) filter (
+    where j.status = 'pending' and d.job_id is null)), 0)::float8 as oldest_pending
+from flows f
+left join jobs j on j.kind = f.kind and j.status in ('pending', 'processing')
+left join job_due d on d.job_id = j.id
+group by f.kind;
+
+-- name: queue_state
+-- $1 seconds after which a silent worker is dead. For GET /metrics: what should be few, and workers.
+select
+  (select count(*) from leases where expires_at < baton_now()) as leases_expired,
+  (select count(*) from procrastinate_workers
+   where last_heartbeat >= now() - $1 * interval '1 second') as workers_alive,
+  w.waiting as webhooks_waiting, w.overdue as webhooks_overdue
+from (
+  select
+    count(*) as waiting,
+    coalesce(greatest(extract(epoch from baton_now() - min(next_attempt_at)), 0), 0)::float8 as overdue
+  from webhook_deliveries
+  where next_attempt_at is not null
+) w;

@@ -13,6 +13,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 
 Network = IPv4Network | IPv6Network
+Address = tuple[str, int]  # host and port
 
 # The built-in provider, or one of the operator's own: a module and a factory without arguments.
 _HOST = r"(?:\[[^]@/?#]+\]|[^][:,@/?#]*)(?::[0-9]+)?"
@@ -20,6 +21,7 @@ _DSN = rf"postgres(?:ql)?://(?:[^/?#]*@)?{_HOST}(?:,{_HOST})*(?:[/?].*)?"
 _PROVIDER = r"extractive|openai|anthropic|[A-Za-z_][\w.]*:[A-Za-z_]\w*"
 _URL = r"https?://[^\s/?#@]+(?:/[^\s?#]*)?"
 _KEY = r"[\x21-\x7e]+"
+_ADDRESS = r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})"
 
 # BATON_MODEL_<KIND>: the job kinds, and short words for three of them.
 _KINDS = {
@@ -73,6 +75,8 @@ class Settings:
     limits: Limits = Limits()
     log: str = "json"
     webhook_allow: tuple[Network, ...] = ()  # may get webhooks although they are not public
+    metrics: Address | None = None  # of the API; None: where it answers everything else
+    worker_metrics: Address | None = None  # None: the worker listens nowhere
 
     def model_for(self, kind: str) -> tuple[str | None, str]:
         """The model for a job kind, None for the provider's default; the variable that names it."""
@@ -147,6 +151,8 @@ class Settings:
                 "text|json",
             ),
             webhook_allow=networks("BATON_WEBHOOK_ALLOW"),
+            metrics=_address(env, "BATON_METRICS", faults),
+            worker_metrics=_address(env, "BATON_WORKER_METRICS", faults),
         )
         _require_key(settings, faults)
         if faults:
@@ -170,6 +176,16 @@ def _models(env: Mapping[str, str], faults: list[str]) -> dict[str, tuple[str, s
         else:
             found[kind] = (value, name)
     return found
+
+
+def _address(env: Mapping[str, str], name: str, faults: list[str]) -> Address | None:
+    raw = env.get(name, "").strip()
+    found = re.fullmatch(_ADDRESS, raw)
+    if found and 1 <= int(found[2]) <= 65535:
+        return found[1].strip("[]"), int(found[2])
+    if raw:
+        faults.append(f"{name}: must be HOST:PORT such as 127.0.0.1:9464, not {raw!r}")
+    return None
 
 
 def _require_key(settings: Settings, faults: list[str]) -> None:

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable
 
+from app import metrics
 from app.db import Database, Refused, Unavailable
 from app.queue import Bell
 
@@ -57,8 +58,10 @@ class Sweeper:
                 if tick % RECONCILE_TICKS == RECONCILE_TICKS - 1:
                     await self.reconcile_once()
             except Unavailable as error:
+                metrics.sweeps.labels("unavailable").inc()
                 log.warning("sweep failed", extra={"cause": str(error)})
             except Refused as error:  # no schema yet, or one that is being upgraded
+                metrics.sweeps.labels("refused").inc()
                 log.error("sweep refused", extra={"cause": str(error)})
             tick += 1
             await asyncio.sleep(TICK)
@@ -67,6 +70,7 @@ class Sweeper:
         """Give tickets to the parked jobs that are due; answers how many."""
         woken: int = await self._database.value("wake_due", BATCH)
         if woken:
+            metrics.woken.inc(woken)
             log.info("wake", extra={"jobs": woken})
             self._bell.ring()
         return woken
@@ -74,6 +78,7 @@ class Sweeper:
     async def sweep_once(self) -> int:
         """Bring back the jobs of dead workers, end those past their deadline; answers how many."""
         if await self._braked():
+            metrics.sweeps.labels("braked").inc()
             return 0
         swept = 0
         for row in await self._database.rows("sweepable", BATCH):
@@ -81,16 +86,29 @@ class Sweeper:
             if status is not None:
                 swept += 1
                 self._bell.announce(row[0])
-                log.warning("sweep", extra={"job_id": row[0], "status": status})
+                await self._count(row[0], status)
+        metrics.sweeps.labels("ok").inc()
         if swept:
             self._bell.ring()
         return swept
+
+    async def _count(self, job_id: str, status: str) -> None:
+        """Tell of a job that was swept."""
+        job = await self._database.row("swept_job", job_id)
+        log.warning("sweep", extra={"job_id": job_id, "status": status, **dict(job or {})})
+        if job is None:  # deleted since
+            return
+        metrics.job_transitions.labels(job["kind"], "sweep").inc()
+        if status == "failed":
+            metrics.jobs_ended.labels(job["kind"], job["outcome"], job["error_code"]).inc()
 
     async def reconcile_once(self) -> int:
         """Mend what crashes between two systems leave behind; answers how many."""
         jobs: int = await self._database.value("reconcile_jobs", BATCH)
         tickets: int = await self._database.value("reconcile_tickets", DEAD_AFTER)
         await self._database.value("forget_keys", FORGET)
+        metrics.reconciled.labels("jobs").inc(jobs)
+        metrics.reconciled.labels("tickets").inc(tickets)
         if jobs or tickets:
             log.warning("reconcile", extra={"jobs": jobs, "tickets": tickets})
             self._bell.ring()

@@ -10,6 +10,8 @@ import random
 import time
 from collections.abc import Callable, Collection
 
+from app import metrics
+
 log = logging.getLogger("baton.worker")
 
 FAILURES = 5  # in a row, of two jobs or more, with no success between them
@@ -52,6 +54,7 @@ class Breaker:
         """The provider has answered."""
         if self._until is not None:
             log.warning("provider back", extra={"failures": self._failures})
+            metrics.breaker_open.set(0)
         self._failures, self._until, self._rest = 0, None, REST[0]
         self._jobs.clear()
 
@@ -68,4 +71,6 @@ class Breaker:
             rest = self._rest * random.uniform(0.8, 1.2)  # workers shall not come back together
             self._until, self._rest = now + rest, min(self._rest * 2, REST[1])
             log.error("provider down", extra={"failures": self._failures, "rest": round(rest, 1)})
+            metrics.breaker_open.set(1)
+            metrics.breaker_opened.inc()
         return self._until - now

@@ -19,7 +19,7 @@ from http import HTTPStatus
 
 from standardwebhooks import Webhook
 
-from app import __version__
+from app import __version__, metrics
 from app.db import Database, DatabaseError, Unavailable
 from app.logs import trace
 from tasks.outbound import TIMEOUT, Answer, Outbound, Undelivered
@@ -38,6 +38,7 @@ POLL_EVERY = (
 QUIET = 0.02  # seconds between two looks, or as long as a look took: 5 ms with 1,000 receivers
 CONCURRENCY = 100  # requests on their way at a time: a socket and a few KB each
 PER_HOST = 4  # of them to one host, and one to a host that has just failed
+HOST_LOGGED = 253  # characters: the longest that DNS knows; what is longer is no host
 REMEMBERED = 10_000  # hosts that have just failed
 CONNECTIONS = 2  # of the pool; the rest is for jobs
 LEASE = TIMEOUT + 30.0  # seconds that a claim counts: the request, and time to note its outcome
@@ -197,7 +198,7 @@ class Deliverer:
         del self._sending[task]
         self._wanted.set()  # its place is free
         if not task.cancelled() and (error := task.exception()):
-            log.error("webhook failed", extra={"cause": type(error).__name__}, exc_info=error)
+            log.error("webhook failed", extra={"trace": trace(error)})
 
     async def _deliver(self, delivery: Delivery) -> None:
         at, started = self._now(), time.monotonic()
@@ -239,6 +240,9 @@ class Deliverer:
                 log.warning("webhook kept", extra={"cause": str(error)})
             await asyncio.sleep(delay * random.uniform(0.5, 1.5))
             delay = min(delay * 2, KEEP_DELAY[1])
+        answer = f"{outcome.status // 100}xx" if outcome.status else "none"
+        metrics.webhook_attempts.labels(state or "fenced", answer).inc()
+        metrics.webhook_seconds.observe(ms / 1000)
         log.log(
             logging.INFO if outcome.error is None else logging.WARNING,
             "webhook",
@@ -246,7 +250,7 @@ class Deliverer:
                 "delivery_id": delivery.id,
                 "job_id": delivery.job_id,
                 "type": delivery.type,
-                "host": delivery.host,  # the rest of a URL may hold a token
+                "host": delivery.host[:HOST_LOGGED],  # the rest of a URL may hold a token
                 "attempt": delivery.attempt,
                 "status": outcome.status,
                 "ms": ms,

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from app import metrics
 from app.db import Database, LeaseLost, Refused, Unavailable
 from app.logs import trace
 from app.queue import Bell
@@ -46,7 +47,23 @@ class Hold:
     seconds: float
 
 
-Ending = Artifact | Retry | Hold | Failed | ChildDied | Unavailable  # of an attempt
+Found = Artifact | Retry | Hold | Failed | ChildDied | Unavailable  # what an attempt comes to
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How an attempt ended: the verb of schema.sql, and what became of its job."""
+
+    transition: str
+    error_code: str | None = None  # of a job that failed with it
+    completed: bool = False
+
+    @property
+    def outcome(self) -> str | None:
+        """Of a job that ended with it, as in `jobs.outcome`."""
+        if self.completed:
+            return "succeeded"
+        return self.error_code and ("timed_out" if self.error_code == "timeout" else "failed")
 
 
 class Executor:
@@ -101,22 +118,28 @@ class Executor:
             return
         current = asyncio.current_task()
         assert current
+        started, ending = time.monotonic(), Ending("fenced")
         self._running[job.lease_token] = (job, current)
+        metrics.attempts_running.inc()
         try:
             outcome = self._judged(job, await self._attempt(job))
             # From here on the database says whether the lease still counts. To stop now what may
             # have committed already would call a completed job lost.
             self._running[job.lease_token] = (job, None)
-            await self._store(job, outcome)
+            ending = await self._store(job, outcome)
         except LeaseLost:
             log.warning("fenced", extra=_ids(job))
+            metrics.leases_lost.labels("write").inc()
         except asyncio.CancelledError:
             if job.lease_token in self._running:  # else the lease is lost: nothing to give back
                 await asyncio.shield(self._release(job))
+                ending = Ending("release")
             raise
         finally:
             self._running.pop(job.lease_token, None)
             self._progress.pop(job.lease_token, None)
+            metrics.attempts_running.dec()
+            _count_attempt(job, time.monotonic() - started, ending)
 
     async def renew_once(self) -> int:
         """Renew all leases in one statement; stop the attempts that lost theirs. Answers how many
@@ -132,17 +155,21 @@ class Executor:
                 if job.id not in still_ours and task:
                     del self._running[job.lease_token]
                     log.warning("lease lost", extra=_ids(job))
+                    metrics.leases_lost.labels("renewal").inc()
                     task.cancel()
+            metrics.renewals.labels("ok").inc()
         self._renewed = time.monotonic()
         return len(self._running)
 
     async def renew_forever(self) -> None:
         """Keep the leases of running attempts; one failed renewal is made up by the next."""
+        metrics.renewal_age.set_function(lambda: time.monotonic() - self._renewed)
         while True:
             await asyncio.sleep(RENEW_EVERY)
             try:
                 await self.renew_once()
             except Unavailable as error:
+                metrics.renewals.labels("unavailable").inc()
                 log.warning("leases not renewed", extra={"cause": str(error)})
 
     async def report_once(self) -> None:
@@ -202,10 +229,13 @@ class Executor:
             return None
         job = ClaimedJob(**row)
         log.info("claim", extra=_ids(job))
+        metrics.job_transitions.labels(job.kind, "claim").inc()
+        if job.attempt == 1:
+            metrics.pickup_seconds.labels(job.kind).observe(job.age)
         self._bell.announce(job.id)
         return job
 
-    async def _attempt(self, job: ClaimedJob) -> Ending:
+    async def _attempt(self, job: ClaimedJob) -> Found:
         """The artifact, or how it did not come to be; every outcome of an attempt passes here."""
         deadline = asyncio.timeout(self._attempt_timeout)
         calls = self._calls_of(job)
@@ -230,6 +260,8 @@ class Executor:
         finally:
             whose = {name: getattr(job, name) for name in _CALLER}
             self._calls.extend({"job_id": job.id, **whose, **call} for call in calls.made)
+            for call in calls.made:
+                _count_call(job.kind, call)
 
     def _calls_of(self, job: ClaimedJob) -> Calls:
         def told(progress: Progress) -> None:
@@ -237,7 +269,7 @@ class Executor:
 
         return Calls(told, kind=job.kind, plan=job.plan, models=job.models)
 
-    def _judged(self, job: ClaimedJob, outcome: Ending) -> Ending:
+    def _judged(self, job: ClaimedJob, outcome: Found) -> Found:
         """The outcome in the light of how the provider does; what did not reach it says nothing."""
         match outcome:
             case Retry():
@@ -249,44 +281,52 @@ class Executor:
                 self._breaker.succeed()
         return outcome
 
-    async def _store(self, job: ClaimedJob, outcome: Ending) -> None:
+    async def _store(self, job: ClaimedJob, outcome: Found) -> Ending:
         """Write the outcome. One that the database cannot hold, such as a sentence with a NUL, is
         a failure: the next attempt would cost as much and end the same way."""
         try:
-            await self._write(job, outcome)
+            return await self._write(job, outcome)
         except Refused as error:
             log.error("outcome refused", extra={**_ids(job), "trace": trace(error)})
-            await self._write(job, GenerationFailed("The database cannot store the outcome."))
+            return await self._write(
+                job, GenerationFailed("The database cannot store the outcome.")
+            )
 
-    async def _write(self, job: ClaimedJob, outcome: Ending) -> None:
+    async def _write(self, job: ClaimedJob, outcome: Found) -> Ending:
         """Write the outcome, in the one transaction that ends the attempt."""
         match outcome:
             case Retry():
-                await self._park(job, outcome)
+                return await self._park(job, outcome)
             case Hold(seconds):
                 await self._keep(job, "hold_job", seconds)
                 log.warning("hold", extra={**_ids(job), "delay": round(seconds, 1)})
+                return Ending("hold")
             case Failed():
                 meta = {"retryable": False, "attempts": job.attempt, **outcome.meta}
                 await self._keep(job, "fail_job", outcome.code, outcome.sentence, meta)
                 log.info("fail", extra={**_ids(job), "error_code": outcome.code})
+                return Ending("fail", outcome.code)
             case ChildDied():
                 sentence = f"The process that ran the job died ({outcome}), again and again."
                 meta = {"retryable": True, "attempts": job.attempt}
                 status = await self._keep(job, "crash_job", sentence, meta)
                 log.error("crash", extra={**_ids(job), "how": str(outcome), "status": status})
                 self._bell.ring()
+                return Ending("crash", "worker_lost" if status == "failed" else None)
             case Unavailable():  # nobody's fault: the attempt does not count
                 await self._release(job)
+                return Ending("release")
             case artifact:
                 await self._keep(job, "complete_job", artifact)
                 log.info("complete", extra=_ids(job))
+                return Ending("complete", completed=True)
 
-    async def _park(self, job: ClaimedJob, retry: Retry) -> None:
+    async def _park(self, job: ClaimedJob, retry: Retry) -> Ending:
         delay = retry.delay(job.provider_errors + 1)
         meta = {"retryable": True, "attempts": job.attempt, **retry.meta}
         status = await self._keep(job, "park_job", delay, retry.code, retry.sentence, meta)
         log.warning("park", extra={**_ids(job), "delay": round(delay, 1), "status": status})
+        return Ending("park", retry.code if status == "failed" else None)
 
     async def _release(self, job: ClaimedJob) -> None:
         with suppress(LeaseLost):  # then there is nothing to give back
@@ -306,6 +346,7 @@ class Executor:
             try:
                 answer = await self._attempts.value(name, job.id, job.lease_token, *args)
                 self._bell.announce(job.id)
+                metrics.job_transitions.labels(job.kind, name.removesuffix("_job")).inc()
                 return answer
             except Unavailable as error:
                 if time.monotonic() - started > KEEP_OUTCOME:
@@ -321,3 +362,20 @@ _CALLER = ("attempt", "user_id", "project_id", "kind")  # of provider_calls, and
 
 def _ids(job: ClaimedJob) -> dict[str, Any]:
     return {"job_id": job.id, "kind": job.kind, "attempt": job.attempt}
+
+
+def _count_attempt(job: ClaimedJob, seconds: float, ending: Ending) -> None:
+    metrics.attempt_seconds.labels(job.kind, ending.transition).observe(seconds)
+    if ending.outcome:
+        code = ending.error_code or "none"
+        metrics.jobs_ended.labels(job.kind, ending.outcome, code).inc()
+        metrics.job_seconds.labels(job.kind, ending.outcome).observe(job.age + seconds)
+
+
+def _count_call(kind: str, call: dict[str, Any]) -> None:
+    """Count a call of a model by the name that it was asked for, of which there are few."""
+    model = metrics.MODELS(call["asked"] or call["model"])
+    metrics.provider_calls.labels(kind, model, metrics.OUTCOMES(call["outcome"])).inc()
+    metrics.provider_seconds.labels(model).observe(call["seconds"])
+    for type_ in ("prompt", "completion"):
+        metrics.provider_tokens.labels(kind, model, type_).inc(call[f"{type_}_tokens"])

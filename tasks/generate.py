@@ -54,13 +54,24 @@ class ClaimedJob:
     provider_errors: int
     lease_token: str
     claimed_at: datetime
+    created_at: datetime | None = None
     plan: str = ""  # of the one who pays
     models: Sequence[str] | None = None  # that the plan includes; None for all
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "ClaimedJob":
         """The job as another process wrote it."""
-        return cls(**{**fields, "claimed_at": datetime.fromisoformat(fields["claimed_at"])})
+        times = {
+            name: datetime.fromisoformat(fields[name])
+            for name in ("claimed_at", "created_at")
+            if fields.get(name)
+        }
+        return cls(**{**fields, **times})
+
+    @property
+    def age(self) -> float:
+        """Seconds between the request and the claim, by the database's clock."""
+        return (self.claimed_at - (self.created_at or self.claimed_at)).total_seconds()
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,10 +18,11 @@ from typing import Any
 from procrastinate import JobContext, exceptions, jobs, manager, utils
 from procrastinate.worker import Worker
 
-from app import __version__
+from app import __version__, metrics
 from app.background import background, watch_loop
 from app.connector import AsyncpgConnector
 from app.db import Database, Unavailable, open_database
+from app.exporter import Exporter, listening
 from app.queue import GENERATE, QUEUE, Bell, hung_bell, make_queue
 from app.settings import Settings
 from app.sweeper import Sweeper
@@ -269,6 +270,7 @@ def make_worker(
         "concurrency": concurrency,
         "provider": provider_name,
     }
+    metrics.concurrency.set(concurrency)
     executor = Executor(
         database,
         provider,
@@ -340,6 +342,12 @@ async def run_worker(settings: Settings) -> None:
         await stack.enter_async_context(background(deliverer.run()))
         await stack.enter_async_context(background(executor.report_forever()))
         await stack.enter_async_context(background(watch_loop()))
+        if settings.worker_metrics:
+            pools = {"worker": database, "attempts": attempts}
+            exporter = Exporter(metrics.WORKER, pools)
+            await stack.enter_async_context(
+                listening(settings.worker_metrics, "BATON_WORKER_METRICS", exporter)
+            )
         log.info("start", extra={"concurrency": settings.concurrency})
         try:
             await worker.run()  # type: ignore[no-untyped-call]  # unannotated upstream

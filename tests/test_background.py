@@ -61,15 +61,17 @@ async def test_a_lively_loop_is_not_reported(
 
 PROGRAM = """
 import asyncio
+from app import logs
 from app.background import background
 
 async def work():
-    raise RuntimeError("broken")
+    raise RuntimeError("what an event says")
 
 async def main():
     async with background(work()):
         await asyncio.sleep(30)
 
+logs.configure("text")
 asyncio.run(main())
 """
 
@@ -85,4 +87,5 @@ def test_a_background_task_that_dies_takes_its_process_down(root: Path) -> None:
     )
     assert ended.returncode == DIED_EXIT
     assert "background task died" in ended.stderr
-    assert "RuntimeError: broken" in ended.stderr
+    assert "RuntimeError" in ended.stderr and "in work" in ended.stderr
+    assert "what an event says" not in ended.stderr
