@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -426,4 +427,29 @@ def test_a_word_that_others_choose_cannot_fill_the_page() -> None:
         "a",
         "other",
         "other",
+    ]
+
+
+def labels_of(family: Metric) -> tuple[str, ...]:
+    """The labels that a metric is declared with."""
+    for registry in REGISTRIES:
+        for name in (family.name, f"{family.name}_total", f"{family.name}_info"):
+            declared = registry._names_to_collectors.get(name)
+            if declared is not None:
+                return tuple(getattr(declared, "_labelnames", ()))
+    raise AssertionError(family.name)
+
+
+def name_of(family: Metric) -> str:
+    """As the page has it, and so a query."""
+    return family.name + {"counter": "_total", "info": "_info"}.get(family.type, "")
+
+
+def test_the_table_of_the_documentation_is_what_is_declared(root: Path) -> None:
+    text = (root / "docs" / "monitoring.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| `baton_")]
+    assert rows == [
+        f"| `{name_of(family)}` | {family.type} | {', '.join(labels_of(family))} "
+        f"| {family.documentation} |"
+        for family in families()
     ]

@@ -40,6 +40,8 @@ def test_every_variable_is_read() -> None:
             "BATON_LIMITS": "default=5, poll=50,generate=0,waits=3,pending=7",
             "BATON_LOG": "text",
             "BATON_WEBHOOK_ALLOW": "10.0.0.0/8, fd12::/16,192.168.1.5",
+            "BATON_METRICS": "0.0.0.0:9464",
+            "BATON_WORKER_METRICS": "[::1]:9465",
         }
     )
     assert settings == Settings(
@@ -60,6 +62,8 @@ def test_every_variable_is_read() -> None:
         limits=Limits(default=5, poll=50, generate=0, waits=3, pending=7),
         log="text",
         webhook_allow=tuple(map(ip_network, ("10.0.0.0/8", "fd12::/16", "192.168.1.5/32"))),
+        metrics=("0.0.0.0", 9464),
+        worker_metrics=("::1", 9465),
     )
 
 
@@ -196,3 +200,9 @@ def test_two_models_for_one_kind_are_a_fault() -> None:
     both = {"BATON_MODEL_CORRELATION": "a", "BATON_MODEL_CROSS_SOURCE_CORRELATION": "b"}
     with pytest.raises(ConfigurationError, match="names another model for the same kind"):
         Settings.from_env(both)
+
+
+@pytest.mark.parametrize("given", ["9464", ":9464", "host:0", "host:65536", "http://h:1", "a b:1"])
+def test_the_address_of_metrics_is_a_host_and_a_port(given: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"^BATON_METRICS: must be HOST:PORT such as"):
+        Settings.from_env({"BATON_METRICS": given})
