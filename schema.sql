@@ -3,7 +3,8 @@
 -- Baton writes handoffs and insights about a team's work. This file is the part of it that
 -- PostgreSQL does; app/queries.sql is what Python asks. It is re-runnable: `baton migrate` applies
 -- it over any earlier state of itself, in one transaction, after Procrastinate's own schema, and
--- notes in schema_version that it did.
+-- notes in schema_version that it did. The programs of the version before go on working with it,
+-- and no statement holds a lock for as long as a table is big: docs/upgrading.md has the rules.
 --
 --   plans            what the users of a plan may ask for, and how much of it in a month
 --   users, organizations, members, projects   who may see what; a project is personal or of an
@@ -31,7 +32,7 @@
 --   webhook_endpoints, webhook_secrets   who is told of the jobs of a project, and what signs it
 --   webhook_deliveries, webhook_attempts   the messages, queued by the transaction that changed the
 --                    job, and the log of sending them
---   schema_version   what has been applied
+--   schema_version, procrastinate_migrations   what has been applied
 --   ops.audit        what operators did, by whom and when
 --
 -- and two views: job_objects, the one place that says what a client sees of a job, and balances, the
@@ -120,6 +121,28 @@ create table if not exists schema_version (
   version int primary key,
   digest text not null,  -- SHA-256 of this file: what is already there is not applied again
   applied_at timestamptz not null default now()
+);
+
+-- An older program would put its functions in the place of these. Programs of version 2 do not look
+-- at the version, but note their own at the end of their one transaction.
+create or replace function refuse_older_schema() returns trigger
+language plpgsql as $$
+begin
+  if new.version < (select max(version) from schema_version) then
+    raise 'The database is at version % of the schema, newer than this program''s version %: use the newer program.',
+      (select max(version) from schema_version), new.version;
+  end if;
+  return new;
+end
+$$;
+create or replace trigger schema_version_grows before insert on schema_version for each row
+  execute function refuse_older_schema();
+
+-- What app/migration.py knows of Procrastinate's own migrations.
+create table if not exists procrastinate_migrations (
+  name text primary key,  -- of the file
+  version int not null,  -- of the Baton that brought it
+  applied_at timestamptz  -- null: it takes away what an older worker uses, and waits for the next Baton
 );
 
 -- --- People and what they may see ---------------------------------------------------------

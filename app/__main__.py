@@ -3,6 +3,7 @@
 `baton run` is all of Baton; the other commands are one process of it, or what an operator does.
 """
 
+import asyncio
 import fcntl
 import signal
 import socket
@@ -17,10 +18,11 @@ from setproctitle import setproctitle
 
 from app import __version__, demo, logs, operator
 from app.background import stop_with_parent
-from app.db import migrate
+from app.db import AHEAD, DatabaseError, applied_version, current_version, schema_fault
 from app.embedded import EmbeddedPostgres, EmbeddedUnavailable
+from app.migration import migrate
 from app.settings import ConfigurationError, Settings
-from app.supervisor import supervise
+from app.supervisor import CONFIGURATION_EXIT, supervise
 from app.terminal import Fault, base_url, dsn, opened, run_async, with_database
 
 
@@ -59,7 +61,7 @@ def run(settings: Settings, greeting: bool) -> None:
     # Until the supervisor listens to signals: leave through `finally`, so that no server is left.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with _database_to_run_on(settings) as (found, server):
-        run_async(migrate(found, anew=False))
+        run_async(migrate(found, anew=False, ahead=AHEAD))
         if greeting and settings.database_url is None:
             run_async(_greet(replace(settings, database_url=found)))
         code = run_async(supervise(found, server))
@@ -77,8 +79,10 @@ def serve(settings: Settings) -> None:
     logs.configure(settings.log)
     setproctitle("baton serve")
     stop_with_parent()
+    found = with_database(settings)
     _claim_ports(settings)
-    guard.serve(create_app(with_database(settings)), settings.host, settings.port)
+    _refuse_newer(found)
+    guard.serve(create_app(found), settings.host, settings.port)
 
 
 @cli.command()
@@ -93,8 +97,10 @@ def worker(settings: Settings) -> None:
     logs.configure(settings.log)
     setproctitle("baton worker")
     stop_with_parent()
+    found = with_database(settings)
+    _refuse_newer(found)
     try:
-        uvloop.run(run_worker(with_database(settings)))
+        uvloop.run(run_worker(found))
     except ConfigurationError as error:
         click.echo(str(error), err=True)
         sys.exit(2)
@@ -134,11 +140,29 @@ def mcp_command(
 
 
 @cli.command("migrate")
+@click.option("--anew", is_flag=True, help="Also if it is there: mends what was changed by hand.")
 @click.pass_obj
-def migrate_command(settings: Settings) -> None:
-    """Apply or upgrade the schema."""
-    version = run_async(migrate(dsn(settings)))
-    click.echo(f"The schema is at version {version}.")
+def migrate_command(settings: Settings, anew: bool) -> None:
+    """Apply or upgrade the schema; Baton may be running."""
+    click.echo(str(run_async(migrate(dsn(settings), anew=anew))))
+
+
+def _refuse_newer(settings: Settings) -> None:
+    """End now rather than break later on what a much newer schema no longer has. An older one is
+    being migrated, and a database that is away comes back."""
+    assert settings.database_url
+
+    async def applied(dsn: str) -> int | None:
+        async with opened(dsn) as database:
+            return await applied_version(database)
+
+    try:
+        found = asyncio.run(applied(settings.database_url))
+    except DatabaseError:
+        return
+    if found is not None and found > current_version() and (fault := schema_fault(found)):
+        click.echo(fault, err=True)
+        sys.exit(CONFIGURATION_EXIT)
 
 
 @contextmanager

@@ -5,7 +5,6 @@ It hides asyncpg and the SQLSTATEs of schema.sql. The one rule: SQL is written i
 """
 
 import asyncio
-import hashlib
 import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import (
@@ -19,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
-from procrastinate.schema import SchemaManager
 
 from app import metrics
 from app.connector import (
@@ -31,7 +29,7 @@ from app.connector import (
 )
 
 COMMAND_TIMEOUT = 10.0  # seconds until a statement without an answer counts as lost, by default
-MIGRATE_TIMEOUT = 300.0  # seconds for all of the schema, waiting for another migration included
+AHEAD = 1  # versions that the schema may be newer than the program; see docs/upgrading.md
 SETTINGS = {
     "jit": "off",  # all statements are short; compiling them costs more than running them
     "timezone": "UTC",
@@ -257,50 +255,25 @@ async def _keep(_: asyncpg.Connection) -> None:
     """Skip asyncpg's reset on release: nothing here changes a session, and it is a round trip."""
 
 
-async def migrate(dsn: str, *, anew: bool = True) -> int:
-    """Bring the schema up to date and answer its version. Safe to run twice, and at once.
-
-    One transaction under an advisory lock: another process that migrates waits, then finds the
-    work done. Procrastinate's schema is not re-runnable and is applied only where it is missing.
-
-    Args:
-        anew: apply a schema that is there already once more, which also mends what somebody has
-            changed by hand. A start leaves it alone and so takes no lock on any table.
-    """
-    with mapped_errors():
-        raw = await asyncpg.connect(
-            dsn, timeout=COMMAND_TIMEOUT, server_settings={"application_name": "baton migrate"}
-        )
-    try:
-        with mapped_errors():
-            async with asyncio.timeout(MIGRATE_TIMEOUT), raw.transaction():
-                await _migrate(Connection(raw), anew)
-    finally:
-        raw.terminate()
-    return current_version()
-
-
-async def _migrate(connection: Connection, anew: bool) -> None:
-    version, digest = current_version(), hashlib.sha256(schema().encode()).hexdigest()
-    await connection.raw.execute(queries()["lock_migration"])
-    if (
-        not anew
-        and await connection.value("has_table", "schema_version")
-        and await connection.value("schema_digest", version) == digest
-    ):
-        return
-    if not await connection.value("has_table", "procrastinate_jobs"):
-        await connection.raw.execute(SchemaManager.get_schema())
-    await connection.raw.execute(schema())
-    await connection.value("record_schema", version, digest)
-
-
 async def applied_version(database: Database) -> int | None:
     """The schema version that the database has; None when it has none of ours."""
     if not await database.value("has_table", "schema_version"):
         return None
     version: int | None = await database.value("schema_version")
     return version
+
+
+def schema_fault(applied: int | None) -> str | None:
+    """Why this program cannot work with a database of that version, as a sentence; else None."""
+    needed = current_version()
+    if applied is None or applied < needed:
+        return "The schema is not current; run: baton migrate."
+    if applied > needed + AHEAD:
+        return (
+            f"The schema is at version {applied}, too new for this program of version {needed}:"
+            " use the newer program."
+        )
+    return None
 
 
 @cache

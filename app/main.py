@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app import errors, events, jobs, limits, metrics, resources, schemas, stream, webhooks
 from app.auth import authenticate
 from app.background import background, watch_loop
-from app.db import applied_version, current_version, open_database
+from app.db import applied_version, open_database, schema_fault
 from app.docs import page
 from app.exporter import Exporter, listening
 from app.logs import request_id
@@ -58,10 +58,9 @@ async def healthz(request: Request) -> Response:
 
 
 async def readyz(request: Request) -> Response:
-    """The database answers and its schema is current."""
-    applied = await applied_version(request.app.state.database)
-    if applied is None or applied < current_version():
-        raise errors.Unavailable("The schema is not current; run: baton migrate.")
+    """The database answers and its schema is one that this program works with."""
+    if fault := schema_fault(await applied_version(request.app.state.database)):
+        raise errors.Unavailable(fault)
     return json_response({"status": "ok"})
 
 

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import click
 import httpx
 
-from app.db import Database, applied_version, current_version
+from app.db import Database, applied_version, current_version, schema_fault
 from app.embedded import EmbeddedUnavailable, program
 from app.events import store
 from app.history import NotARepository, open_history, read_events
@@ -238,7 +238,7 @@ async def _examine(database: Database) -> list[tuple[str, bool, str]]:
         ("database", True, f"PostgreSQL {version}"),
         (
             "schema",
-            applied is not None and applied >= needed,
+            schema_fault(applied) is None,
             f"version {applied}, this program needs {needed}" if applied else "none; baton migrate",
         ),
     ]

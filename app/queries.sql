@@ -19,9 +19,33 @@ on conflict (version) do update set digest = excluded.digest, applied_at = now()
 -- $1 name. Asked before anything else of a database that may be empty.
 select to_regclass($1) is not null;
 
--- name: lock_migration
--- Two processes that migrate at once take turns; the lock ends with the transaction.
-select pg_advisory_xact_lock(hashtextextended('baton migrate', 0));
+-- name: try_lock_migration
+-- Those that migrate at once take turns; the lock ends with the session. Older programs wait for it.
+select pg_try_advisory_lock(hashtextextended('baton migrate', 0));
+
+-- name: procrastinate_record
+-- Which of Procrastinate's migrations this database has, or waits for.
+select name, version, applied_at from procrastinate_migrations;
+
+-- name: record_procrastinate
+-- $1 name, $2 Baton's version, $3 whether it has been applied.
+insert into procrastinate_migrations (name, version, applied_at)
+values ($1, $2, case when $3 then now() end)
+on conflict (name) do update set applied_at = excluded.applied_at;
+
+-- name: index_is_valid
+-- $1 name. Null when there is no such index, false when its build was interrupted.
+select indisvalid from pg_index where indexrelid = to_regclass($1);
+
+-- name: oldest_transaction
+-- Who most likely holds the lock that a migration waits for.
+select
+  format('%s (pid %s)', coalesce(nullif(application_name, ''), usename), pid) as who,
+  extract(epoch from clock_timestamp() - xact_start)::float8 as seconds
+from pg_stat_activity
+where datname = current_database() and xact_start is not null and pid <> pg_backend_pid()
+order by xact_start
+limit 1;
 
 -- name: admit
 -- $1 SHA-256 of the raw key, $2 policies, $3 their quotas. Who a live key acts for, and whether the

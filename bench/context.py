@@ -26,8 +26,9 @@ import uvloop
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from app.db import Database, migrate, open_database  # noqa: E402  (the path has to be set first)
+from app.db import Database, open_database  # noqa: E402  (the path has to be set first)
 from app.embedded import EmbeddedPostgres  # noqa: E402
+from app.migration import migrate  # noqa: E402  (the path has to be set first)
 from tasks.briefs import write_briefs  # noqa: E402
 from tasks.generate import ClaimedJob, find_context  # noqa: E402
 

@@ -29,8 +29,8 @@ import uvloop
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from app.db import migrate  # noqa: E402  (the path has to be set first)
 from app.embedded import EmbeddedPostgres  # noqa: E402
+from app.migration import migrate  # noqa: E402  (the path has to be set first)
 
 QUOTA = 60
 THREADS = 2  # clients of each process

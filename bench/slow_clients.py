@@ -32,8 +32,8 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from app.db import migrate  # noqa: E402  (the path has to be set first)
 from app.embedded import EmbeddedPostgres  # noqa: E402
+from app.migration import migrate  # noqa: E402  (the path has to be set first)
 
 SORTS = ("idle", "head", "body")
 # Nobody is to be refused for asking often: it is the dawdling that is measured.

@@ -25,8 +25,9 @@ from typing import cast
 import uvloop
 
 from app.background import child_environment
-from app.db import Database, migrate, open_database
+from app.db import Database, open_database
 from app.embedded import EmbeddedPostgres
+from app.migration import migrate
 from app.queue import Bell, hung_bell
 
 NO_LIMITS = "default=0,poll=0,generate=0,waits=0"

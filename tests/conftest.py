@@ -27,10 +27,11 @@ import pytest
 from starlette.applications import Starlette
 
 from app import embedded
-from app.db import Database, migrate, open_database
+from app.db import Database, open_database
 from app.embedded import EmbeddedPostgres
 from app.guard import Server
 from app.main import create_app
+from app.migration import migrate
 from app.queue import Bell, hung_bell
 from app.settings import NO_LIMITS, Limits, Settings
 from tasks.executor import Executor

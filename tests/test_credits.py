@@ -12,7 +12,8 @@ import asyncpg
 import pytest
 from conftest import Caller
 
-from app.db import Database, migrate
+from app.db import Database
+from app.migration import migrate
 from tasks.calls import Calls
 from tasks.context import Context
 from tasks.extractive import MODEL

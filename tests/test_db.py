@@ -1,20 +1,16 @@
 """Errors by meaning, transactions that keep their word, and a schema that can be applied again."""
 
 import asyncio
-import subprocess
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import asyncpg
 import pytest
-from procrastinate.schema import SchemaManager
 
 from app import db
 from app.connector import ACQUIRE_TIMEOUT
-from app.db import Database, applied_version, current_version, migrate, open_database, queries
-from app.embedded import program
+from app.db import Database, applied_version, current_version, open_database, queries
+from app.migration import migrate
 
 MEANINGS: list[tuple[str, type[Exception]]] = [
     ("BT400", db.InvalidRequest),
@@ -144,90 +140,12 @@ def test_no_two_queries_have_one_name_and_none_is_empty() -> None:
     assert all(text.endswith(";") and text.count(";") == 1 for text in queries().values())
 
 
-# --- migrate -------------------------------------------------------------------------------
-
-
-async def test_migrating_again_changes_nothing(empty_dsn: str) -> None:
-    assert await migrate(empty_dsn) == current_version()
-    before = dump(empty_dsn)
-    assert await migrate(empty_dsn) == current_version()
-    assert dump(empty_dsn) == before
-
-
-async def test_two_that_migrate_an_empty_database_at_once_both_succeed(empty_dsn: str) -> None:
-    for _ in range(3):
-        versions = await asyncio.gather(migrate(empty_dsn), migrate(empty_dsn))
-        assert set(versions) == {current_version()}
-        async with connected(empty_dsn) as connection:
-            assert await connection.fetchval("select count(*) from sources") > 50
-            await connection.execute("drop schema public, ops cascade; create schema public")
-
-
-async def test_a_migration_works_on_top_of_procrastinate_s_schema_alone(empty_dsn: str) -> None:
-    async with connected(empty_dsn) as connection:
-        await connection.execute(SchemaManager.get_schema())
-        await connection.execute(
-            "insert into procrastinate_jobs (queue_name, task_name) values ('q', 't')"
-        )
-        await migrate(empty_dsn)
-        assert await connection.fetchval("select count(*) from procrastinate_jobs") == 1
-
-
-async def test_a_migration_keeps_rows_and_what_the_operator_changed(
-    dsn: str, sql: asyncpg.Connection
-) -> None:
-    before = dump(dsn)
-    await sql.execute(INSERT)
-    await sql.execute("update flows set credits = 9 where kind = 'handoff'")
-    await sql.execute("insert into sources (name, label) values ('ours', 'Ours')")
-    await sql.execute("create or replace function slug_of(p_name text) returns text "
-                      "language sql immutable as $$ select 'broken' $$")  # fmt: skip
-    await sql.execute("drop index events_recent; drop view project_access")
-    await migrate(dsn)
-    assert dump(dsn) == before
-    assert await sql.fetchval("select name from users") == "Ada"
-    assert await sql.fetchval("select credits from flows where kind = 'handoff'") == 9
-    assert await sql.fetchval("select label from sources where name = 'ours'") == "Ours"
-
-
-async def test_a_migration_that_fails_changes_nothing(
-    empty_dsn: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    text = db.schema()
-    monkeypatch.setattr(db, "schema", lambda: text + "\nselect 1/0;")
-    monkeypatch.setattr(db, "current_version", lambda: 1)
-    with pytest.raises(db.Refused):
-        await migrate(empty_dsn)
-    async with connected(empty_dsn) as connection:
-        assert await connection.fetchval("select to_regclass('procrastinate_jobs')") is None
-
-
 async def test_the_version_in_the_database_is_the_one_the_code_needs(
     empty_dsn: str, database: Database
 ) -> None:
     assert await applied_version(database) == current_version() >= 1
     async with open_database(empty_dsn, application_name="baton test", size=1) as empty:
         assert await applied_version(empty) is None
-
-
-@asynccontextmanager
-async def connected(dsn: str) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(dsn)
-    try:
-        yield connection
-    finally:
-        await connection.close()
-
-
-def dump(dsn: str) -> str:
-    """The catalog of a database as text: all that `pg_dump --schema-only` sees."""
-    text = subprocess.run(
-        [program("pg_dump"), "--schema-only", "--no-owner", "--dbname", dsn],
-        capture_output=True,
-        check=True,
-        text=True,
-    ).stdout
-    return "\n".join(sorted(line for line in text.splitlines() if "restrict" not in line))
 
 
 async def test_who_waits_in_a_patient_line_does_not_take_a_busy_pool_for_an_outage(

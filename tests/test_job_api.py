@@ -18,7 +18,8 @@ from conftest import Caller, Workers
 from starlette.applications import Starlette
 
 from app import db
-from app.db import Database, migrate
+from app.db import Database
+from app.migration import migrate
 from tasks.calls import Calls
 from tasks.context import Context
 from tasks.executor import Executor

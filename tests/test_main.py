@@ -12,9 +12,9 @@ from conftest import Caller
 from test_error_shape import Gate, send, serving
 
 from app import background
-from app.db import current_version, migrate
 from app.logs import request_id
 from app.main import HEADERS_LIMIT, OPERATIONS, URI_LIMIT, create_app
+from app.migration import migrate
 from app.settings import Settings
 
 NEW_ID = re.compile(r"[0-9a-f]{16}")
@@ -135,8 +135,17 @@ async def test_readyz_is_503_when_the_schema_is_older_than_the_code(
     answer = await send(base_url, ["GET /readyz HTTP/1.1"])
     assert answer.status == 503
     assert b"baton migrate" in answer.body
-    await sql.execute("update schema_version set version = $1", current_version() + 1)
+
+
+async def test_readyz_knows_the_schema_of_the_next_version_and_no_later_one(
+    base_url: str, sql: asyncpg.Connection
+) -> None:
+    await sql.execute("update schema_version set version = version + 1")
     assert (await send(base_url, ["GET /readyz HTTP/1.1"])).status == 200
+    await sql.execute("update schema_version set version = version + 1")
+    answer = await send(base_url, ["GET /readyz HTTP/1.1"])
+    assert answer.status == 503
+    assert b"use the newer program" in answer.body
 
 
 async def test_an_empty_database_is_waited_for_and_then_used(

@@ -21,8 +21,9 @@ from typing import Any
 import asyncpg
 import pytest
 
-from app.db import migrate, open_database, schema
+from app.db import open_database, schema
 from app.jobs import submit
+from app.migration import migrate
 from app.queue import hung_bell
 from app.schemas import HandoffRequest
 from tasks.providers import Extractive

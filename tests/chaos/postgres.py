@@ -19,8 +19,8 @@ from typing import Any
 
 import asyncpg
 
-from app.db import migrate
 from app.embedded import EmbeddedPostgres, program
+from app.migration import migrate
 
 TEMPLATE = "chaos"  # has the schema; every scenario gets a copy
 SETTINGS = {
