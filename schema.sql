@@ -33,6 +33,7 @@
 --   webhook_deliveries, webhook_attempts   the messages, queued by the transaction that changed the
 --                    job, and the log of sending them
 --   schema_version, procrastinate_migrations   what has been applied
+--   installation     which database this is, so that a restored copy can tell that it is one
 --   ops.audit        what operators did, by whom and when
 --
 -- and two views: job_objects, the one place that says what a client sees of a job, and balances, the
@@ -1200,7 +1201,8 @@ end
 $$;
 
 -- A worker that holds a ticket takes the job. No row: another ticket won, or the job has ended, or it
--- is past a deadline and the sweep, which is about to say so, has only not come yet.
+-- is past a deadline and the sweep, which is about to say so, has only not come yet; or the database
+-- is held, and the reconciliation makes a new ticket when it is let go.
 create or replace function claim_job(
   p_job_id uuid, p_ticket_id bigint, p_worker text, p_lease_seconds double precision
 ) returns setof jobs
@@ -1208,6 +1210,9 @@ language plpgsql as $$
 declare
   v_job jobs;
 begin
+  if hold_reason() is not null then
+    return;
+  end if;
   update jobs
   set
     status = 'processing',
@@ -2228,6 +2233,9 @@ create or replace function claim_webhooks(
 ) language plpgsql as $$
 #variable_conflict use_column
 begin
+  if hold_reason() is not null then
+    return;
+  end if;
   return query
   with recursive hosts as (
     (select d.host from webhook_deliveries d
@@ -2973,5 +2981,77 @@ comment on view ops.webhook_backlog is
 -- --- Retention ----------------------------------------------------------------------------
 
 -- --- Restored copies ----------------------------------------------------------------------
+--
+-- A restored dump holds the jobs and the messages of a database that may still be there and run and
+-- send them itself. So a database knows itself, and one that finds itself to be another does nothing
+-- of its own accord: no job is claimed, no webhook sent, nothing swept, until an operator says that it
+-- is the one that goes on. Requests are accepted meanwhile, and their jobs wait.
+
+create table if not exists installation (
+  one boolean primary key default true check (one),  -- row
+  identity text not null,  -- of the database that may work: database_identity() of a copy differs
+  reason text,  -- why an operator holds it
+  held_since timestamptz,  -- null: no operator does
+  constraint installation_held check ((reason is null) = (held_since is null))
+);
+
+-- The cluster's system identifier and the database's oid. Neither is in a dump, both are the same on a
+-- standby, after a failover and in a copy of the files. Where a provider of PostgreSQL allows no look
+-- at the first, the oid has to do: that is what a new cluster may hand out a second time.
+create or replace function database_identity() returns text
+language plpgsql stable as $$
+declare
+  v_system text := '?';
+begin
+  if has_function_privilege('pg_control_system()', 'execute') then
+    v_system := (select system_identifier from pg_control_system());
+  end if;
+  return v_system || '/' || (select oid from pg_database where datname = current_database());
+end
+$$;
+insert into installation (identity) values (database_identity()) on conflict do nothing;
+
+-- Why this database has to stand still, in one sentence; null: it does not have to. Reads a page and
+-- a file of the server, so it can be asked whenever something is claimed.
+create or replace function hold_reason() returns text
+language sql stable security definer set search_path = public, pg_temp as $$
+  select coalesce(i.reason, case
+    when i.identity <> database_identity() then 'This database is a restored copy of another one.'
+  end)
+  from installation i
+$$;
+
+create or replace function ops.hold(reason text) returns void
+language plpgsql security definer set search_path = public, pg_temp set lock_timeout = '2s' as $$
+begin
+  if coalesce(hold.reason, '') !~ '\S' or length(hold.reason) > 300 then
+    raise 'reason: say in 1 to 300 characters why nothing may be done.' using errcode = 'BT400';
+  end if;
+  insert into installation (identity, reason, held_since)
+  values (database_identity(), hold.reason, baton_now())
+  on conflict (one) do update set reason = excluded.reason, held_since = excluded.held_since;
+  perform audit('hold', jsonb_build_object('reason', hold.reason));
+end
+$$;
+comment on function ops.hold is
+  'Let this database do nothing of its own accord: jobs are accepted and wait, those that run may '
+  'end, none is begun, no webhook is sent. For a copy that cannot tell that it is one: of the files, '
+  'of a volume, at a point in time. Until ops.go_live().';
+
+create or replace function ops.go_live() returns boolean
+language plpgsql security definer set search_path = public, pg_temp set lock_timeout = '2s' as $$
+declare
+  v_reason text := hold_reason();
+begin
+  insert into installation (identity) values (database_identity())
+  on conflict (one) do update set identity = excluded.identity, reason = null, held_since = null;
+  perform reconcile_jobs(1000);  -- at once, what a worker could not claim and so lost the ticket of
+  perform audit('go_live', jsonb_build_object('reason', v_reason));
+  return v_reason is not null;
+end
+$$;
+comment on function ops.go_live is
+  'Let a restored copy, or what ops.hold holds, begin to work: its jobs are run and its webhooks sent '
+  'within seconds. Only when no other copy does. False: it was not held.';
 
 -- --- Roles --------------------------------------------------------------------------------

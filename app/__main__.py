@@ -43,6 +43,7 @@ for command in (
     operator.project,
     operator.import_group,
     operator.psql,
+    operator.pg_dump,
     operator.doctor,
     demo.handoff,
     demo.demo,

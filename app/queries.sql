@@ -434,6 +434,10 @@ select
   count(*) filter (where expires_at < baton_now()) as expired
 from leases;
 
+-- name: hold_reason
+-- Why nothing may be done of its own accord: this is a restored copy. Null: it may.
+select hold_reason();
+
 -- name: sweepable
 -- $1 limit. Jobs to sweep.
 select sweepable($1);

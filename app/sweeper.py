@@ -3,7 +3,7 @@
 Every process, API or worker, runs one sweeper, so that deadlines hold and crashed jobs come back
 with no worker alive. A plain loop and never a queue task: a stalled queue cannot rescue itself.
 The one rule: one job per transaction, looked at again under its lock, so any number of sweepers
-may run at once.
+may run at once. In a database that is held, such as a restored copy, it does nothing.
 """
 
 import asyncio
@@ -46,17 +46,19 @@ class Sweeper:
         self._bell = bell
         self._last_look: tuple[float, float] | None = None  # our clock, the database's
         self._braked_until = 0.0
+        self.hold_reason: str | None = None  # at the last look
 
     async def run(self) -> None:
         """Sweep for ever; an outage of the database, or of its schema, is waited out."""
         tick = 0
         while True:
             try:
-                await self.wake_once()
-                if tick % SWEEP_TICKS == 0:
-                    await self.sweep_once()
-                if tick % RECONCILE_TICKS == RECONCILE_TICKS - 1:
-                    await self.reconcile_once()
+                if not await self.held():
+                    await self.wake_once()
+                    if tick % SWEEP_TICKS == 0:
+                        await self.sweep_once()
+                    if tick % RECONCILE_TICKS == RECONCILE_TICKS - 1:
+                        await self.reconcile_once()
             except Unavailable as error:
                 metrics.sweeps.labels("unavailable").inc()
                 log.warning("sweep failed", extra={"cause": str(error)})
@@ -65,6 +67,16 @@ class Sweeper:
                 log.error("sweep refused", extra={"cause": str(error)})
             tick += 1
             await asyncio.sleep(TICK)
+
+    async def held(self) -> bool:
+        """Does the database have to stand still until an operator calls `ops.go_live()`?"""
+        reason: str | None = await self._database.value("hold_reason")
+        if reason and reason != self.hold_reason:
+            log.warning("held", extra={"reason": reason})
+        elif self.hold_reason and not reason:
+            log.info("live")
+        self.hold_reason = reason
+        return reason is not None
 
     async def wake_once(self) -> int:
         """Give tickets to the parked jobs that are due; answers how many."""

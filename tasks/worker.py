@@ -21,7 +21,7 @@ from procrastinate.worker import Worker
 from app import __version__, metrics
 from app.background import background, watch_loop
 from app.connector import AsyncpgConnector
-from app.db import Database, Unavailable, open_database
+from app.db import Database, DatabaseError, Unavailable, open_database
 from app.exporter import Exporter, listening
 from app.queue import GENERATE, QUEUE, Bell, hung_bell, make_queue
 from app.settings import Settings
@@ -74,18 +74,24 @@ class _Wake(asyncio.Event):
 
 
 class _Tickets(manager.JobManager):
-    """Hands out no ticket while the provider is down; a worker that can reach it may have them."""
+    """Hands out no ticket while the provider is down; a worker that can reach it may have them.
+    Nor in a database that is held, where no job could be claimed for it."""
 
     def __init__(
-        self, connector: AsyncpgConnector, breaker: Breaker, held: Callable[[], Collection[int]]
+        self,
+        connector: AsyncpgConnector,
+        breaker: Breaker,
+        held: Callable[[], Collection[int]],
+        on_hold: Callable[[], bool],
     ) -> None:
         super().__init__(connector)
         self._breaker = breaker
         self._held = held
+        self._on_hold = on_hold
 
     async def fetch_job(self, queues: Iterable[str] | None, worker_id: int) -> jobs.Job | None:
         """The next ticket, or None."""
-        if not self._breaker.admits(self._held()):
+        if self._on_hold() or not self._breaker.admits(self._held()):
             return None
         ticket = await super().fetch_job(queues, worker_id)
         if ticket is not None and ticket.id is not None:
@@ -102,7 +108,7 @@ class TicketWorker(Worker):
       worker when its row is gone: others have taken it for dead and run its jobs.
     - A side task that dies stops the worker; upstream only watches until the first one has ended.
     - Tickets that the table gives to this worker, but that it does not have, are given back.
-    - While the provider is down it takes none (`_Tickets`).
+    - While the provider is down, or the database is held, it takes none (`_Tickets`).
     - It has a row in `workers`, and drains when that says so.
 
     Args:
@@ -115,10 +121,11 @@ class TicketWorker(Worker):
         connector: AsyncpgConnector,
         breaker: Breaker,
         row: dict[str, Any],
+        on_hold: Callable[[], bool],
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.app.job_manager = _Tickets(connector, breaker, self._held)
+        self.app.job_manager = _Tickets(connector, breaker, self._held, on_hold)
         self._database = database
         self._connector = connector
         self._breaker = breaker
@@ -253,6 +260,7 @@ def make_worker(
     breaker: Breaker | None = None,
     attempts: Database | None = None,
     provider_name: str = "extractive",
+    on_hold: Callable[[], bool] = lambda: False,
 ) -> tuple[TicketWorker, Executor]:
     """A worker over a pool, not yet running, and the executor that it gives tickets to.
 
@@ -261,6 +269,8 @@ def make_worker(
         breaker: says whether the provider is there; one of the worker's own by default.
         attempts: the pool of the attempts, so that many of them are not in the way of their leases.
         provider_name: what BATON_PROVIDER calls the provider.
+        on_hold: is the database held, as far as this process knows? The database itself refuses
+            claims then; to know it spares taking tickets for nothing.
     """
     breaker = breaker or Breaker()
     row = {
@@ -294,6 +304,7 @@ def make_worker(
         queue.connector,
         breaker,
         row,
+        on_hold,
         app=queue,
         queues=[QUEUE],
         concurrency=concurrency,
@@ -327,6 +338,7 @@ async def run_worker(settings: Settings) -> None:
         )
         bell = await stack.enter_async_context(hung_bell(database))
         deliverer = Deliverer(database, Outbound(settings.webhook_allow))
+        sweeper = Sweeper(database, bell)
         worker, executor = make_worker(
             database,
             provider,
@@ -336,8 +348,9 @@ async def run_worker(settings: Settings) -> None:
             ended=deliverer.wake,
             attempts=attempts,
             provider_name=settings.provider,
+            on_hold=lambda: sweeper.hold_reason is not None,
         )
-        await stack.enter_async_context(background(Sweeper(database, bell).run()))
+        await stack.enter_async_context(background(sweeper.run()))
         await stack.enter_async_context(background(executor.renew_forever()))
         await stack.enter_async_context(background(deliverer.run()))
         await stack.enter_async_context(background(executor.report_forever()))
@@ -348,6 +361,8 @@ async def run_worker(settings: Settings) -> None:
             await stack.enter_async_context(
                 listening(settings.worker_metrics, "BATON_WORKER_METRICS", exporter)
             )
+        with suppress(DatabaseError):  # the sweeper finds out
+            await sweeper.held()
         log.info("start", extra={"concurrency": settings.concurrency})
         try:
             await worker.run()  # type: ignore[no-untyped-call]  # unannotated upstream

@@ -130,6 +130,8 @@ def template(cluster: str) -> Iterator[str]:
 
     asyncio.run(_execute(cluster, f"create database {TEMPLATE}"))
     asyncio.run(migrate(with_database(cluster, TEMPLATE)))
+    # Without it a database does not know itself, and so its copies take themselves for no copies.
+    asyncio.run(_execute(with_database(cluster, TEMPLATE), "delete from installation"))
     yield TEMPLATE
     asyncio.run(_execute(cluster, f"drop database {TEMPLATE} with (force)"))
 

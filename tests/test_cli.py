@@ -165,7 +165,7 @@ def test_all_faults_of_the_configuration_are_told_together_and_the_exit_is_2() -
 
 
 def test_without_a_database_a_command_says_what_to_do(tmp_path: Path) -> None:
-    for command in (["migrate"], ["serve"], ["worker"], ["key", "list"], ["psql"]):
+    for command in (["migrate"], ["serve"], ["worker"], ["key", "list"], ["psql"], ["pg_dump"]):
         done = baton(*command, BATON_DATA_DIR=str(tmp_path))
         assert done.returncode == 1, command
         assert "set DATABASE_URL, or start `baton run`" in done.stderr
@@ -274,6 +274,20 @@ def test_psql_opens_on_the_embedded_database(running: Running) -> None:
     done = baton("psql", "-Atc", "select count(*) from schema_version", **running.env)
     assert (done.returncode, done.stdout.strip()) == (0, "1")
     assert f"version {current_version()}" in baton("migrate", **running.env).stdout
+
+
+def test_a_dump_of_the_embedded_database_restores_beside_it_and_knows_that_it_is_a_copy(
+    running: Running, tmp_path: Path
+) -> None:
+    dump = str(tmp_path / "baton.sql")
+    dumped = baton("pg_dump", f"--file={dump}", **running.env)
+    assert (dumped.returncode, dumped.stderr) == (0, "")
+    steps = ["create database restored", r"\connect restored", None, "select public.hold_reason()"]
+    options = [arg for step in steps for arg in (("-f", dump) if step is None else ("-c", step))]
+    done = baton("psql", "-v", "ON_ERROR_STOP=1", "-qAt", *options, **running.env)
+    baton("psql", "-qc", "drop database restored", **running.env)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1] == "This database is a restored copy of another one."
 
 
 def test_the_death_of_the_worker_leaves_http_up_and_a_new_one_comes(running: Running) -> None:

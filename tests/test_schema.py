@@ -191,6 +191,8 @@ REFUSED = [
      "select id, now(), -1 from d"),
     ("workers", "state", "insert into workers (id, name, host, version, concurrency, provider, "
      "state) values (1, 'w', 'h', '1', 1, 'p', 'tired')"),
+    ("installation", "one", "insert into installation values (false, '1/2')"),
+    ("installation", "held", "insert into installation values (true, '1/2', 'Copied.', null)"),
     *((table, "status", LOST.format(table, ROW.replace("}", ', "status": "lost"}')))
       for table in ("handoffs", "insights")),
 ]  # fmt: skip

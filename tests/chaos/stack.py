@@ -120,6 +120,7 @@ class Stack:
         await admin.execute(f"create database {self.name} template {TEMPLATE}")
         await admin.close()
         sql = await self.sql()
+        await sql.execute("select ops.go_live()")  # it is a copy, and knows it
         self.user_id = str(await sql.fetchval("select ops.create_user('ada@example.com')"))
         self.project_id = str(
             await sql.fetchval("select ops.create_project('chaos', $1)", self.user_id)
