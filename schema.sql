@@ -35,9 +35,11 @@
 --   schema_version, procrastinate_migrations   what has been applied
 --   installation     which database this is, so that a restored copy can tell that it is one
 --   ops.audit        what operators did, by whom and when
+--   ops.thresholds   from which value on a check of ops.health is not ok
 --
--- and two views: job_objects, the one place that says what a client sees of a job, and balances, the
--- one place that says what is left of whose credits.
+-- and views: job_objects, the one place that says what a client sees of a job; balances, the one
+-- place that says what is left of whose credits; waiting_longest, lost_jobs and lost_tickets, what
+-- ops.checks counts and ops.stuck lists.
 --
 -- The life of a job, in verbs. Only the functions below write jobs.status:
 --
@@ -678,7 +680,10 @@ alter table jobs
     check (from_grants >= 0);
 
 -- What is not over yet, however many jobs are: what the sweep and the reconciliation look at.
-create index if not exists jobs_unfinished on jobs (deadline_at)
+-- What operators count in it is included; none of that changes unless the status does.
+drop index if exists jobs_unfinished;  -- of version 2: without that
+create index if not exists jobs_unfinished_by_deadline on jobs (deadline_at)
+  include (kind, priority, status, created_at, started_at, id)
   where status in ('pending', 'processing');
 create index if not exists jobs_start_deadline on jobs (start_deadline_at)
   where status = 'pending' and start_deadline_at is not null and started_at is null;
@@ -693,6 +698,9 @@ create index if not exists jobs_metadata on jobs using gin (metadata jsonb_path_
   where metadata <> '{}';
 -- How long jobs of a kind take: the estimate reads the last few.
 create index if not exists jobs_pace on jobs (kind, completed_at desc) where status = 'completed';
+-- What has failed lately, by kind; one that has not failed costs nothing here.
+create index if not exists jobs_failures on jobs (kind, completed_at desc) include (error_code)
+  where status = 'failed';
 
 -- A key belongs to a user and a route, and is kept for at least a day. The row is written before its
 -- job, so that the same request, sent twice at once, waits here and then finds the first one's job.
@@ -757,11 +765,17 @@ create table if not exists leases (
 
 create index if not exists leases_expiry on leases (expires_at);
 
+-- Since version 3.
+alter table leases add column if not exists claimed_at timestamptz not null default baton_now();
+
 create table if not exists job_due (
   job_id uuid primary key references jobs on delete cascade,
   not_before timestamptz not null
 );
 create index if not exists job_due_when on job_due (not_before);
+-- Since version 3. Beside retries, what an operator holds back: not_before is infinity then.
+alter table job_due add column if not exists reason text not null default 'retry'
+  check (reason in ('retry', 'paused', 'concurrency', 'restored'));
 
 -- Procrastinate announces each insert inside the inserting transaction, and a transaction that
 -- notified holds a lock of the whole cluster while it commits. Baton announces after the commit,
@@ -2542,7 +2556,8 @@ $$;
 -- --- ops: what an operator does, from psql -------------------------------------------------
 
 create schema if not exists ops;
-comment on schema ops is 'What an operator does day to day. Start with: \df+ ops.*';
+comment on schema ops is
+  'What an operator does day to day. Start with: select * from ops.health; and select * from ops.help;';
 
 create table if not exists ops.audit (
   id bigint generated always as identity primary key,
@@ -2957,24 +2972,832 @@ comment on function ops.set_limit is
   'key), generate (a minute), waits (at once). 0: no limit; null: as BATON_LIMITS says.';
 
 -- --- ops: see -----------------------------------------------------------------------------
+--
+-- Every view answers in under 100 ms with a million finished jobs and 200,000 pending ones
+-- (bench/ops.py). So none of them reads finished jobs other than the latest few by an index, and
+-- what is looked for among the unfinished ones is looked for in jobs_unfinished_by_deadline alone,
+-- which has all that is counted in it, or among the oldest thousand: what nothing wakes grows old.
+--
+-- They run with their owner's rights. No view shows a digest, a secret, a URL beyond its host, or
+-- anything of what a job reads or writes.
+
+-- What must be true, and what to do when it is not: the texts and limits of ops.checks. The rows
+-- belong to this file; only `chosen` is an operator's.
+create table if not exists ops.thresholds (
+  name text primary key,
+  chosen numeric check (chosen >= 0),
+  by_default numeric not null,
+  value numeric not null generated always as (coalesce(chosen, by_default)) stored,
+  unit text not null check (unit in ('seconds', 'count', 'ratio', 'transactions', 'bytes')),
+  place int not null,  -- in which order a person reads them
+  meaning text not null,  -- of a check that is not ok; or of a limit that other checks refer to
+  advice text  -- null: not a check of its own
+);
+comment on table ops.thresholds is
+  'From which value on a check of ops.health is not ok. Change one with ops.set_threshold.';
+comment on column ops.thresholds.chosen is 'By ops.set_threshold; null: by_default counts.';
+comment on column ops.thresholds.value is 'What counts.';
+comment on column ops.thresholds.advice is 'What to do; null: no check of its own, others use it.';
+
+insert into ops.thresholds (place, name, by_default, unit, meaning, advice)
+select row_number() over (), t.*
+from (values
+  ('worker_seen', 30, 'seconds',
+   'No worker has given a sign for this long (no value: none is registered): no job is run.',
+   'Start a worker (baton worker, or baton run), then see ops.workers. Jobs wait safely meanwhile.'),
+  ('oldest_pending', 300, 'seconds',
+   'A job that could run has waited this long for a worker.',
+   'See ops.workers (alive? all busy? provider down?) and ops.queue_by_project (one project flooding '
+   'the queue?). Start more workers, ops.pause a kind, or ops.cancel_project.'),
+  ('oldest_expired_lease', 30, 'seconds',
+   'An attempt lost its worker, and no process has taken its job back: nobody sweeps.',
+   'Each API and worker process sweeps every 5 s: see that one runs and reaches the database; look '
+   'for "sweep failed" in its log.'),
+  ('oldest_overdue_retry', 30, 'seconds',
+   'A parked job is due, and no process has woken it: nobody sweeps.',
+   'As for oldest_expired_lease.'),
+  ('oldest_past_deadline', 60, 'seconds',
+   'A job is past its deadline, and no process has ended it: nobody sweeps.',
+   'As for oldest_expired_lease.'),
+  ('longest_attempt', 900, 'seconds',
+   'An attempt runs for this long though its worker stops it after BATON_ATTEMPT_TIMEOUT (110 s).',
+   'See ops.running; end it with ops.cancel_job and restart the worker that holds it.'),
+  ('lost_jobs', 0, 'count',
+   'Unfinished jobs that nothing would wake: no ticket, no lease, not parked, for 90 s.',
+   'They are mended every 30 s by any API or worker process: see that one runs. See ops.stuck.'),
+  ('lost_tickets', 0, 'count',
+   'Tickets that a worker took which is gone, for 90 s.',
+   'As for lost_jobs.'),
+  ('dead_workers', 0, 'count',
+   'Workers that fell silent within dead_workers_window without being stopped.',
+   'See ops.workers and the end of its log. Its jobs have been taken back; the supervisor should have '
+   'started another. Ok again when dead_workers_window has passed.'),
+  ('open_breakers', 0, 'count',
+   'Living workers that cannot reach their provider: they take no jobs but one now and then, to try.',
+   'See the provider''s status page and the keys. Jobs wait without using up their tries, and go on '
+   'by themselves.'),
+  ('provider_failures', 0.5, 'ratio',
+   'So many of the latest 200 calls of models in the last 10 minutes failed (from 20 calls on).',
+   'select outcome, status, count(*) from provider_calls where created_at > now() - ''10 minutes'''
+   '::interval group by 1, 2; then as for open_breakers.'),
+  ('failing_kinds', 0, 'count',
+   'Kinds of which more than failure_ratio of the latest 1,000 that ended in the last hour failed, '
+   'and no fewer than failure_minimum.',
+   'See ops.failures for the codes and a job of each. When it is mended: ops.retry_failed.'),
+  ('pending_of_a_project', 500, 'count',
+   'Unfinished jobs of the project that has the most: others may wait behind them.',
+   'See ops.queue_by_project; ops.set_concurrency or ops.set_limit hold it back, ops.cancel_project '
+   'ends its jobs.'),
+  ('oldest_webhook', 300, 'seconds',
+   'A webhook has been due for this long: nobody sends.',
+   'Workers send: see that one runs, and look for its log. See ops.webhook_backlog.'),
+  ('webhook_backlog', 10000, 'count',
+   'Webhooks that wait to be sent for the first time or again.',
+   'See ops.webhook_backlog for the receivers and why they refuse; a dead one is disabled after five '
+   'days by itself.'),
+  ('oldest_transaction', 300, 'seconds',
+   'A transaction of this database is open for so long: what it may still see cannot be cleaned up.',
+   'The detail names the session; select pg_terminate_backend(pid) ends it.'),
+  ('oldest_xmin', 1000000, 'transactions',
+   'Some session or standby may still look at rows this many transactions old: none deleted since '
+   'can be cleaned up, and the queue slows down.',
+   'As for oldest_transaction; a standby with hot_standby_feedback may be behind it.'),
+  ('oldest_prepared', 300, 'seconds',
+   'A transaction was prepared so long ago and neither committed nor rolled back. Baton prepares none.',
+   'select * from pg_prepared_xacts; then ROLLBACK PREPARED its gid.'),
+  ('slot_xmin', 1000000, 'transactions',
+   'A replication slot keeps rows this many transactions old from being cleaned up.',
+   'select * from pg_replication_slots; drop the slot of a replica that is gone.'),
+  ('slot_wal', 10737418240, 'bytes',
+   'A replication slot keeps this much write-ahead log; the disk may fill up.',
+   'As for slot_xmin.'),
+  ('dead_tuples', 100000, 'count',
+   'Dead rows of the table of the queue that has the most: taking a job slows down.',
+   'Is something holding them (oldest_xmin, slot_xmin, oldest_prepared)? Else: vacuum the table that '
+   'the detail names.'),
+  ('notification_queue', 0.1, 'ratio',
+   'How full the queue of notifications is: a session listens and does not read. Full, it stops '
+   'everything that notifies.',
+   'Find the session: select pid, application_name from pg_stat_activity where query ilike '
+   '''listen%''; pg_terminate_backend(pid) ends it.'),
+  ('connections', 0.85, 'ratio',
+   'How many of the connections that the server allows are taken.',
+   'select application_name, state, count(*) from pg_stat_activity group by 1, 2; fewer processes, a '
+   'larger max_connections, or end idle sessions that are not Baton''s.'),
+  ('transaction_ids', 500000000, 'transactions',
+   'How old the oldest row is that has not been frozen; at 2,000,000,000 the server stops writing.',
+   'Let autovacuum work: end what holds it (oldest_xmin, slot_xmin), then: vacuum (freeze).'),
+  ('invalid_indexes', 0, 'count',
+   'Indexes that are not used because making them was interrupted.',
+   'reindex index concurrently the one that the detail names, or drop it if its name ends in _ccnew.'),
+  ('failure_ratio', 0.5, 'ratio', 'From which part of failed jobs on a kind counts as failing.', null),
+  ('failure_minimum', 10, 'count', 'How many must have failed for a kind to count as failing.', null),
+  ('dead_workers_window', 900, 'seconds', 'For how long a dead worker is told of.', null)
+) as t (name, by_default, unit, meaning, advice)
+on conflict (name) do update
+set place = excluded.place, by_default = excluded.by_default, unit = excluded.unit,
+  meaning = excluded.meaning, advice = excluded.advice;
+
+create or replace function ops.set_threshold(name text, value numeric default null) returns void
+language plpgsql security definer
+set search_path = public, pg_temp set lock_timeout = '2s' as $$
+declare
+  v_before numeric;
+begin
+  if set_threshold.value < 0 or set_threshold.value in ('NaN', 'Infinity') then
+    raise 'value: a threshold is a number from 0 on, or null for the default.' using errcode = 'BT400';
+  end if;
+  select t.value into v_before from ops.thresholds t where t.name = set_threshold.name for update;
+  if not found then
+    raise 'name: there is no threshold named "%"; see ops.thresholds.', set_threshold.name
+      using errcode = 'BT404';
+  end if;
+  update ops.thresholds t set chosen = set_threshold.value where t.name = set_threshold.name;
+  perform audit('set_threshold', jsonb_build_object(
+    'name', set_threshold.name, 'value', set_threshold.value, 'before', v_before));
+end
+$$;
+comment on function ops.set_threshold is
+  'From which value on a check of ops.health is not ok; null: the default again. Units and defaults '
+  'are in ops.thresholds.';
+
+-- The job of a ticket; null when it names none, which nothing of Baton's writes.
+create or replace function job_of_ticket(p_args jsonb) returns uuid
+language sql immutable as $$
+  select case when p_args ->> 'job_id' ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
+    then (p_args ->> 'job_id')::uuid end
+$$;
+
+create or replace function seconds_since(p_time timestamptz) returns numeric
+language sql stable as $$
+  select round(extract(epoch from baton_now() - p_time), 1)
+$$;
+
+-- How long ago, for people.
+create or replace function ago(p_time timestamptz) returns interval
+language sql stable as $$
+  select date_trunc('second', baton_now() - p_time)
+$$;
+
+create or replace function minute_of(p_time timestamptz) returns timestamptz
+language sql immutable as $$
+  select date_bin('1 minute', p_time, '2000-01-01 00:00:00Z')
+$$;
+
+-- Of the oldest hundred tickets, those whose jobs wait for a worker and nothing else.
+create or replace view waiting_longest as
+select j.id as job_id, j.updated_at as since
+from (
+  select id, args from procrastinate_jobs where status = 'todo' order by id limit 100
+) t
+join jobs j on j.id = job_of_ticket(t.args) and j.ticket_id = t.id
+where j.status = 'pending';
+
+-- Of the oldest thousand unfinished jobs, those that nothing would wake.
+create or replace view lost_jobs as
+select j.id as job_id, j.status, j.updated_at as since
+from (
+  select id, status, ticket_id, updated_at
+  from jobs
+  where status in ('pending', 'processing')
+  order by deadline_at
+  limit 1000
+) j
+where j.updated_at < baton_now() - interval '90 seconds' and case j.status
+  when 'processing' then not exists (select from leases l where l.job_id = j.id)
+  else not exists (select from job_due d where d.job_id = j.id)
+    and not exists (select from procrastinate_jobs t where t.id = j.ticket_id)
+  end;
+
+-- Tickets in the hands of nobody.
+create or replace view lost_tickets as
+select t.id as ticket_id, job_of_ticket(t.args) as job_id, taken.at as since
+from procrastinate_jobs t
+left join procrastinate_workers w on w.id = t.worker_id
+cross join lateral (
+  select max(e.at) as at from procrastinate_events e where e.job_id = t.id and e.type = 'started'
+) taken
+where t.status = 'doing' and (w.id is null or w.last_heartbeat < now() - interval '90 seconds')
+  and (taken.at is null or taken.at < now() - interval '90 seconds');
+
+create or replace view ops.checks as
+with measured (name, value, detail) as (
+  select 'worker_seen', round(extract(epoch from now() - max(last_heartbeat)), 1),
+    count(*) filter (where last_heartbeat > now() - interval '30 seconds') || ' alive'
+  from procrastinate_workers
+  union all
+  select 'oldest_pending', seconds_since(min(since)),
+    'job ' || (array_agg(job_id order by since))[1]
+  from waiting_longest
+  union all
+  select 'oldest_expired_lease', seconds_since(min(expires_at)),
+    count(*) || ' expired' from leases where expires_at < baton_now()
+  union all
+  select 'oldest_overdue_retry', seconds_since(min(not_before)),
+    count(*) || ' overdue' from job_due where not_before < baton_now()
+  union all
+  select 'oldest_past_deadline', seconds_since(deadline_at), 'job ' || id
+  from (
+    select id, deadline_at
+    from jobs
+    where status in ('pending', 'processing') and deadline_at < baton_now()
+    order by deadline_at
+    limit 1
+  ) late
+  union all
+  select 'longest_attempt', seconds_since(claimed_at), 'job ' || job_id
+  from (select job_id, claimed_at from leases order by claimed_at limit 1) longest
+  union all
+  select 'lost_jobs', count(*), 'job ' || (array_agg(job_id order by since))[1] from lost_jobs
+  union all
+  select 'lost_tickets', count(*), 'ticket ' || min(ticket_id) from lost_tickets
+  union all
+  select 'dead_workers', count(*), string_agg(w.name, ', ' order by w.seen_at)
+  from workers w
+  where w.state <> 'stopped' and w.seen_at < baton_now() - interval '30 seconds'
+    and w.seen_at > baton_now() - interval '1 second' * (
+      select value from ops.thresholds where name = 'dead_workers_window')
+  union all
+  select 'open_breakers', count(*), string_agg(w.name, ', ' order by w.seen_at)
+  from workers w
+  where w.state in ('running', 'draining') and w.breaker_until is not null
+    and w.seen_at >= baton_now() - interval '30 seconds'
+  union all
+  select 'provider_failures',
+    case when count(*) >= 20 then round(avg((outcome <> 'ok')::int), 3) end,
+    string_agg(distinct outcome, ', ') filter (where outcome <> 'ok')
+  from (
+    select outcome
+    from provider_calls
+    where created_at > baton_now() - interval '10 minutes'
+    order by created_at desc
+    limit 200
+  ) latest
+  union all
+  select 'failing_kinds', count(*), string_agg(format('%s: %s of %s', kind, failed, ended), ', ')
+  from flows
+  cross join lateral (
+    select count(*) filter (where bad) as failed, count(*) as ended
+    from (
+      (select true as bad, completed_at
+       from jobs
+       where status = 'failed' and kind = flows.kind
+         and completed_at > baton_now() - interval '1 hour'
+         and error_code not in ('cancelled', 'plan_violation', 'quota_exceeded')
+       order by completed_at desc
+       limit 1000)
+      union all
+      (select false, completed_at
+       from jobs
+       where status = 'completed' and kind = flows.kind
+         and completed_at > baton_now() - interval '1 hour'
+       order by completed_at desc
+       limit 1000)
+      order by completed_at desc
+      limit 1000
+    ) latest
+  ) latest
+  where failed >= (select value from ops.thresholds where name = 'failure_minimum')
+    and failed > ended * (select value from ops.thresholds where name = 'failure_ratio')
+  union all
+  select 'pending_of_a_project', unfinished, format('project %s', project_id)
+  from (
+    select project_id, count(*) as unfinished
+    from jobs
+    where status in ('pending', 'processing')
+    group by project_id
+    order by unfinished desc
+    limit 1
+  ) fullest
+  union all
+  (
+    with recursive hosts as (  -- from host to host by the index, as in claim_webhooks
+      (select host, next_attempt_at from webhook_deliveries
+       where next_attempt_at is not null order by host, next_attempt_at limit 1)
+      union all
+      select next.host, next.next_attempt_at
+      from hosts
+      cross join lateral (
+        select host, next_attempt_at from webhook_deliveries
+        where next_attempt_at is not null and host > hosts.host
+        order by host, next_attempt_at limit 1
+      ) next
+    )
+    select 'oldest_webhook', greatest(0, seconds_since(min(next_attempt_at))),
+      'to ' || (array_agg(host order by next_attempt_at))[1]
+    from hosts
+  )
+  union all
+  select 'webhook_backlog', count(*), null
+  from webhook_deliveries where next_attempt_at is not null
+  union all
+  select 'oldest_transaction', round(extract(epoch from now() - xact_start), 1),
+    format('pid %s, %s', pid, application_name)
+  from (
+    select pid, application_name, xact_start
+    from pg_stat_activity
+    where datname = current_database() and pid <> pg_backend_pid() and xact_start is not null
+      and backend_type = 'client backend'
+    order by xact_start
+    limit 1
+  ) oldest
+  union all
+  select 'oldest_xmin', age(backend_xmin), format('pid %s, %s', pid, application_name)
+  from (
+    select pid, application_name, backend_xmin
+    from pg_stat_activity
+    where pid <> pg_backend_pid() and backend_xmin is not null
+      and (datname = current_database() or backend_type = 'walsender')
+    order by age(backend_xmin) desc
+    limit 1
+  ) oldest
+  union all
+  select 'oldest_prepared', round(extract(epoch from now() - min(prepared)), 1),
+    'gid ' || (array_agg(gid order by prepared))[1]
+  from pg_prepared_xacts
+  union all
+  select 'slot_xmin', max(greatest(age(xmin), age(catalog_xmin))),
+    'slot ' || (array_agg(slot_name order by greatest(age(xmin), age(catalog_xmin)) desc nulls last))[1]
+  from pg_replication_slots where coalesce(xmin, catalog_xmin) is not null
+  union all
+  select 'slot_wal', max(kept), 'slot ' || (array_agg(slot_name order by kept desc))[1]
+  from (
+    select slot_name, pg_wal_lsn_diff(
+      case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_lsn() end,
+      restart_lsn) as kept
+    from pg_replication_slots
+    where restart_lsn is not null
+  ) slots
+  union all
+  select 'dead_tuples', max(dead), (array_agg(tables.name order by dead desc))[1]
+  from unnest(array['procrastinate_jobs', 'procrastinate_events', 'leases', 'job_due']) tables (name)
+  cross join lateral pg_stat_get_dead_tuples(tables.name::regclass) as dead
+  union all
+  select 'notification_queue', round(pg_notification_queue_usage()::numeric, 7), null
+  union all
+  select 'connections',
+    round(sum(numbackends) / (current_setting('max_connections')::numeric
+      - current_setting('superuser_reserved_connections')::numeric), 3),
+    format('%s taken', sum(numbackends))
+  from pg_stat_database
+  union all
+  select 'transaction_ids', max(age(datfrozenxid)),
+    'database ' || (array_agg(datname order by age(datfrozenxid) desc))[1]
+  from pg_database
+  union all
+  select 'invalid_indexes', count(*), string_agg(indexrelid::regclass::text, ', ')
+  from pg_index
+  where not indisvalid
+)
+select
+  t.name,
+  case t.name when 'worker_seen' then coalesce(m.value <= t.value, false)
+    else coalesce(m.value, 0) <= t.value end as ok,
+  case t.name when 'worker_seen' then m.value else coalesce(m.value, 0) end as value,
+  t.value as threshold, t.unit, m.detail, t.meaning, t.advice
+from ops.thresholds t
+left join measured m on m.name = t.name
+where t.advice is not null
+order by ok, t.place;
+comment on view ops.checks is
+  'What ops.health is made of, one row per check, what is wrong first: the value, from which on it is '
+  'not ok, what that means and what to do. Ask: select * from ops.checks where not ok;';
+comment on column ops.checks.value is
+  'In the unit beside it. Null, for worker_seen only: no worker is registered.';
+comment on column ops.checks.threshold is 'A value above it is not ok; see ops.set_threshold.';
+comment on column ops.checks.detail is 'Which one: the job, project, session or table.';
+
+create or replace view ops.health as
+with told as (
+  select
+    bool_and(c.ok) as ok, coalesce(array_agg(c.name) filter (where not c.ok), '{}') as failing,
+    jsonb_object_agg(c.name, shown.value)
+      || jsonb_object_agg(c.name || '_threshold', shown.threshold)
+      || jsonb_object_agg(c.name || '_ok', c.ok) as columns
+  from ops.checks c
+  cross join lateral (
+    select
+      case c.unit when 'seconds' then to_jsonb(c.value * interval '1 second')
+        else to_jsonb(c.value) end as value,
+      case c.unit when 'seconds' then to_jsonb(c.threshold * interval '1 second')
+        else to_jsonb(c.threshold) end as threshold
+  ) shown
+)
+select
+  told.ok, baton_now() as at, told.failing,
+  (select max(version) from schema_version) as schema_version,
+  (select count(*) from procrastinate_workers
+   where last_heartbeat > now() - interval '30 seconds') as workers_alive,
+  (select count(*) from leases) as running,
+  columns.*
+from told
+cross join lateral jsonb_to_record(told.columns) as columns (
+  worker_seen interval, worker_seen_threshold interval, worker_seen_ok boolean,
+  oldest_pending interval, oldest_pending_threshold interval, oldest_pending_ok boolean,
+  oldest_expired_lease interval, oldest_expired_lease_threshold interval, oldest_expired_lease_ok boolean,
+  oldest_overdue_retry interval, oldest_overdue_retry_threshold interval, oldest_overdue_retry_ok boolean,
+  oldest_past_deadline interval, oldest_past_deadline_threshold interval, oldest_past_deadline_ok boolean,
+  longest_attempt interval, longest_attempt_threshold interval, longest_attempt_ok boolean,
+  lost_jobs bigint, lost_jobs_threshold bigint, lost_jobs_ok boolean,
+  lost_tickets bigint, lost_tickets_threshold bigint, lost_tickets_ok boolean,
+  dead_workers bigint, dead_workers_threshold bigint, dead_workers_ok boolean,
+  open_breakers bigint, open_breakers_threshold bigint, open_breakers_ok boolean,
+  provider_failures numeric, provider_failures_threshold numeric, provider_failures_ok boolean,
+  failing_kinds bigint, failing_kinds_threshold bigint, failing_kinds_ok boolean,
+  pending_of_a_project bigint, pending_of_a_project_threshold bigint, pending_of_a_project_ok boolean,
+  oldest_webhook interval, oldest_webhook_threshold interval, oldest_webhook_ok boolean,
+  webhook_backlog bigint, webhook_backlog_threshold bigint, webhook_backlog_ok boolean,
+  oldest_transaction interval, oldest_transaction_threshold interval, oldest_transaction_ok boolean,
+  oldest_xmin bigint, oldest_xmin_threshold bigint, oldest_xmin_ok boolean,
+  oldest_prepared interval, oldest_prepared_threshold interval, oldest_prepared_ok boolean,
+  slot_xmin bigint, slot_xmin_threshold bigint, slot_xmin_ok boolean,
+  slot_wal bigint, slot_wal_threshold bigint, slot_wal_ok boolean,
+  dead_tuples bigint, dead_tuples_threshold bigint, dead_tuples_ok boolean,
+  notification_queue numeric, notification_queue_threshold numeric, notification_queue_ok boolean,
+  connections numeric, connections_threshold numeric, connections_ok boolean,
+  transaction_ids bigint, transaction_ids_threshold bigint, transaction_ids_ok boolean,
+  invalid_indexes bigint, invalid_indexes_threshold bigint, invalid_indexes_ok boolean
+);
+comment on view ops.health is
+  'Is all well? One row to look at first, and for a monitor to alert on when ok is false: failing names '
+  'the checks that are not ok, and each check has its value, its threshold and its own ok. What they '
+  'mean and what to do: select * from ops.checks;';
+comment on column ops.health.failing is 'The checks that are not ok.';
+comment on column ops.health.running is 'Attempts that run at this moment.';
+
+create or replace view ops.queue_depth as
+select
+  kind, priority,
+  coalesce(sum(jobs) filter (where status = 'pending' and reason is null), 0)::bigint as ready,
+  coalesce(sum(jobs) filter (where reason = 'retry'), 0)::bigint as parked,
+  coalesce(sum(jobs) filter (where reason = 'paused'), 0)::bigint as paused,
+  coalesce(sum(jobs) filter (where reason not in ('retry', 'paused')), 0)::bigint as held,
+  coalesce(sum(jobs) filter (where status = 'processing'), 0)::bigint as running,
+  ago(min(oldest) filter (where status = 'pending' and reason is null)) as oldest_ready,
+  ago(min(oldest) filter (where status = 'pending')) as oldest
+from (
+  select j.kind, j.priority, j.status, d.reason, count(*) as jobs, min(j.created_at) as oldest
+  from jobs j
+  left join job_due d on d.job_id = j.id
+  where j.status in ('pending', 'processing')
+  group by j.kind, j.priority, j.status, d.reason
+) counted
+group by kind, priority
+order by kind, case priority when 'high' then 1 when 'normal' then 2 else 3 end;
+comment on view ops.queue_depth is
+  'What is not done yet, by kind and priority. Ask it when jobs are late: many ready means too few '
+  'workers, many parked that a provider fails, paused and held that an operator said so.';
+comment on column ops.queue_depth.ready is 'Wait for a worker and nothing else.';
+comment on column ops.queue_depth.parked is 'Wait for their next try after a provider error.';
+comment on column ops.queue_depth.paused is 'Wait for ops.resume of their kind.';
+comment on column ops.queue_depth.held is
+  'Wait for others of their project (ops.set_concurrency), or in a copy that was restored.';
+comment on column ops.queue_depth.oldest_ready is 'Since the oldest of the ready ones was asked for.';
+comment on column ops.queue_depth.oldest is 'Since the oldest of all pending ones was asked for.';
+
+create or replace view ops.queue_by_project as
+select
+  u.project_id, p.name as project, o.email as owner, u.unfinished, coalesce(r.running, 0) as running,
+  u.share, ago(u.oldest) as oldest
+from (
+  select project_id, count(*) as unfinished, min(created_at) as oldest,
+    round(count(*) / sum(count(*)) over (), 3) as share
+  from jobs
+  where status in ('pending', 'processing')
+  group by project_id
+  order by unfinished desc
+  limit 20
+) u
+join projects p on p.id = u.project_id
+join users o on o.id = p.owner_id
+left join (
+  select j.project_id, count(*) as running
+  from leases l
+  join jobs j on j.id = l.job_id
+  group by j.project_id
+) r on r.project_id = u.project_id
+order by u.unfinished desc;
+comment on view ops.queue_by_project is
+  'The twenty projects with the most unfinished jobs. Ask it when one may be flooding the queue; then '
+  'ops.set_concurrency holds it back, ops.cancel_project ends its jobs.';
+comment on column ops.queue_by_project.share is 'Of all unfinished jobs.';
+
+create or replace view ops.running as
+select
+  l.job_id, j.kind, j.project_id, p.name as project, u.email as user_email, l.worker,
+  w.id as worker_id, j.attempt, ago(l.claimed_at) as running_for,
+  coalesce(j.progress ->> 'step', 'starting') as step, (j.progress ->> 'value')::numeric as progress,
+  ago(j.created_at) as asked_for, date_trunc('second', l.expires_at - baton_now()) as lease_left,
+  date_trunc('second', j.deadline_at - baton_now()) as deadline_in, j.crashes, j.provider_errors
+from leases l
+join jobs j on j.id = l.job_id
+join projects p on p.id = j.project_id
+join users u on u.id = j.user_id
+left join lateral (  -- a name comes back when its process does
+  select max(w.id) as id from workers w where w.name = l.worker
+) w on true
+order by l.claimed_at;
+comment on view ops.running is
+  'Every attempt that runs at this moment, the longest first: whose job, on which worker, for how long, '
+  'and at which step. Ask it when jobs start and do not end.';
+comment on column ops.running.running_for is 'Since this attempt began; the job may have had others.';
+comment on column ops.running.asked_for is 'How long ago the job was submitted.';
+comment on column ops.running.lease_left is
+  'Until the job is taken from its worker. Renewed to 15 s every 5 s; below 0 the worker is silent.';
+comment on column ops.running.crashes is 'Earlier attempts whose worker died; the third is final.';
+comment on column ops.running.provider_errors is 'Earlier attempts that the provider failed; of five.';
+
+create or replace view ops.stuck as
+with limits as (
+  select
+    max(value) filter (where name = 'oldest_pending') * interval '1 second' as oldest_pending,
+    max(value) filter (where name = 'longest_attempt') * interval '1 second' as longest_attempt
+  from ops.thresholds
+),
+found (job_id, why, since, what_to_do) as (
+  (select id, 'past its deadline', deadline_at,
+    'A sweep of any API or worker process ends it within seconds: see that one runs.'
+  from jobs
+  where status in ('pending', 'processing') and deadline_at < baton_now()
+  order by deadline_at
+  limit 200)
+  union all
+  (select id, 'not started by the time that was asked for', start_deadline_at,
+    'A sweep of any API or worker process ends it within seconds: see that one runs.'
+  from jobs
+  where status = 'pending' and started_at is null and start_deadline_at < baton_now()
+  order by start_deadline_at
+  limit 200)
+  union all
+  (select job_id, format('the lease of worker %s has expired', worker), expires_at,
+    'A sweep of any API or worker process takes it back within seconds: see that one runs.'
+  from leases
+  where expires_at < baton_now()
+  order by expires_at
+  limit 200)
+  union all
+  select job_id,
+    case status when 'processing' then 'processing without a lease' else 'pending without a ticket' end,
+    since,
+    'Any API or worker process mends it within 30 s: see that one runs.'
+  from lost_jobs
+  union all
+  select job_id, format('its ticket %s is in the hands of a dead worker', ticket_id), since,
+    'Any API or worker process mends it within 30 s: see that one runs.'
+  from lost_tickets
+  union all
+  (select job_id, 'its next try is overdue', not_before,
+    'Any API or worker process wakes it within a second: see that one runs.'
+  from job_due
+  where not_before < baton_now() - interval '10 seconds'
+  order by not_before
+  limit 200)
+  union all
+  (select l.job_id, format('this attempt runs for longer than any should, on worker %s', l.worker),
+    l.claimed_at,
+    format('select ops.cancel_job(%L, ''runs too long''); then restart that worker.', l.job_id)
+  from leases l
+  where l.claimed_at < baton_now() - (select longest_attempt from limits)
+  order by l.claimed_at
+  limit 200)
+  union all
+  (select j.id, format('%s of its attempts took their worker with them', j.crashes), j.updated_at,
+    format('It runs in a process of its own now and ends when that dies too. If its worker suffers: '
+      'select ops.cancel_job(%L, ''crashes its worker'');', j.id)
+  from (
+    (select job_id as id from leases)
+    union
+    (select id from jobs where status in ('pending', 'processing') order by deadline_at limit 1000)
+  ) looked_at
+  join jobs j on j.id = looked_at.id
+  where j.crashes >= 2 and j.status in ('pending', 'processing')
+  limit 200)
+  union all
+  (select d.job_id,
+    case when j.progress ->> 'step' = 'waiting' then 'the provider is down'
+      else format('the provider has failed %s of its attempts', j.provider_errors) end,
+    j.updated_at,
+    format('Tried again in %s. See ops.workers and the provider''s status page.',
+      date_trunc('second', d.not_before - baton_now()))
+  from job_due d
+  join jobs j on j.id = d.job_id and j.status = 'pending'
+  where d.reason = 'retry' and d.not_before between baton_now() and baton_now() + interval '1 day'
+    and (j.progress ->> 'step' = 'waiting' or j.provider_errors >= 2)
+  order by d.not_before
+  limit 200)
+  union all
+  select job_id,
+    case
+      when not exists (select from procrastinate_workers
+        where last_heartbeat > now() - interval '30 seconds') then 'no worker is alive'
+      else 'waits for a worker for longer than it should' end,
+    since,
+    'See ops.workers: start one, or more; see ops.queue_by_project for who fills the queue.'
+  from waiting_longest
+  where since < baton_now() - (select oldest_pending from limits)
+)
+select *
+from (
+  select distinct on (j.id)
+    j.id as job_id, j.kind, j.project_id, p.name as project, u.email as user_email, j.status,
+    found.why, ago(found.since) as for_so_long, found.what_to_do
+  from found
+  join jobs j on j.id = found.job_id
+  join projects p on p.id = j.project_id
+  join users u on u.id = j.user_id
+  order by j.id, found.since
+) stuck
+order by for_so_long desc;
+comment on view ops.stuck is
+  'Jobs that do not go on as they should, why, and what to do about each, the longest first. Ask it '
+  'when somebody waits for a job. At most 200 of a cause, looked for among the oldest; jobs that are '
+  'paused or held on purpose are in ops.queue_depth.';
+comment on column ops.stuck.for_so_long is 'Since the cause that is told of.';
+
+create or replace view ops.workers as
+select
+  coalesce(w.id, p.id) as id, w.name,
+  case
+    when coalesce(p.last_heartbeat > now() - interval '30 seconds', false)
+      then coalesce(w.state, 'running')
+    when w.state = 'stopped' then 'stopped'
+    else 'lost'
+  end as state,
+  coalesce(date_trunc('second', now() - p.last_heartbeat), ago(w.seen_at)) as last_seen,
+  coalesce(l.running, 0) as running, w.concurrency, w.provider,
+  w.breaker_until is not null as provider_down,
+  case when w.breaker_until > baton_now()
+    then date_trunc('second', w.breaker_until - baton_now()) end as provider_asked_in,
+  w.version, w.host, ago(w.started_at) as started
+from workers w
+full join procrastinate_workers p on p.id = w.id
+left join (
+  select worker, count(*) as running from leases group by worker
+) l on l.worker = w.name and w.state in ('running', 'draining')
+order by state = 'stopped', id;
+comment on view ops.workers is
+  'The worker processes, those that ended within a day too: alive or lost, how much they run, whether '
+  'their provider answers. Ask it when jobs wait; ops.drain_worker(id) stops one gently.';
+comment on column ops.workers.name is 'Host and process; null: of version 2, which does not tell.';
+comment on column ops.workers.state is
+  'running; draining: takes no more jobs; stopped: ended in order; lost: silent for 30 s.';
+comment on column ops.workers.running is 'Attempts that it runs, of at most concurrency.';
+comment on column ops.workers.provider_down is 'Its provider failed it too often; it only tries now and then.';
+
+create or replace view ops.failures as
+select
+  k.kind, f.error_code, f.failures, ago(f.latest) as latest, j.id as latest_job_id,
+  j.error as latest_error, j.error_meta -> 'retryable' = 'true' as retryable
+from flows k
+cross join lateral (
+  select error_code, count(*) as failures, max(completed_at) as latest
+  from jobs
+  where status = 'failed' and kind = k.kind and completed_at > baton_now() - interval '24 hours'
+  group by error_code
+) f
+cross join lateral (
+  select id, error, error_meta
+  from jobs
+  where status = 'failed' and kind = k.kind and completed_at = f.latest
+    and error_code = f.error_code
+  limit 1
+) j
+order by f.failures desc;
+comment on view ops.failures is
+  'Failed jobs of the last 24 hours by kind and code, with the latest one of each. Ask it when users '
+  'report errors. What is retryable: ops.retry_failed(error_code, since, max), once the cause is gone.';
+comment on column ops.failures.retryable is 'Whether it may help to try the latest one again.';
+
+create or replace view ops.throughput as
+with moved as (
+  select created, started, completed, failed, count(*) as jobs
+  from (
+    select
+      minute_of(created_at) as created, minute_of(started_at) as started,
+      null::timestamptz as completed, null::timestamptz as failed
+    from jobs
+    where status in ('pending', 'processing')
+    union all
+    select minute_of(created_at), minute_of(started_at), minute_of(completed_at), null
+    from flows k
+    cross join lateral (
+      select created_at, started_at, completed_at
+      from jobs j
+      where j.kind = k.kind and j.status = 'completed'
+        and j.completed_at >= minute_of(baton_now()) - interval '59 minutes'
+    ) j
+    union all
+    select minute_of(created_at), minute_of(started_at), null, minute_of(completed_at)
+    from flows k
+    cross join lateral (
+      select created_at, started_at, completed_at
+      from jobs j
+      where j.kind = k.kind and j.status = 'failed'
+        and j.completed_at >= minute_of(baton_now()) - interval '59 minutes'
+    ) j
+  ) minutes
+  group by created, started, completed, failed
+)
+select
+  minute,
+  coalesce(sum(jobs) filter (where what = 'created'), 0)::bigint as submitted,
+  coalesce(sum(jobs) filter (where what = 'started'), 0)::bigint as started,
+  coalesce(sum(jobs) filter (where what = 'completed'), 0)::bigint as completed,
+  coalesce(sum(jobs) filter (where what = 'failed'), 0)::bigint as failed
+from generate_series(
+  minute_of(baton_now()) - interval '59 minutes', minute_of(baton_now()), interval '1 minute'
+) minute
+left join (
+  select what, at, jobs
+  from moved
+  cross join lateral (values
+    ('created', created), ('started', started), ('completed', completed), ('failed', failed)
+  ) each (what, at)
+) each on each.at = minute
+group by minute
+order by minute desc;
+comment on view ops.throughput is
+  'Jobs of the last hour by minute, the newest first: submitted, started for the first time, completed, '
+  'failed. Ask it whether the service keeps up, and since when it does not. Deleted jobs do not count.';
+
+create or replace view ops.slow_kinds as
+select
+  k.kind, s.jobs as sample, ago(s.oldest) as sample_since,
+  s.waits[1] as wait_p50, s.waits[2] as wait_p95, s.waits[3] as wait_p99,
+  s.runs[1] as run_p50, s.runs[2] as run_p95, s.runs[3] as run_p99
+from flows k
+cross join lateral (
+  select
+    count(*) as jobs, min(completed_at) as oldest,
+    percentile_disc(array[0.5, 0.95, 0.99]) within group (
+      order by date_trunc('milliseconds', started_at - created_at)) as waits,
+    percentile_disc(array[0.5, 0.95, 0.99]) within group (
+      order by date_trunc('milliseconds', completed_at - started_at)) as runs
+  from (
+    select created_at, started_at, completed_at
+    from jobs
+    where status = 'completed' and kind = k.kind
+    order by completed_at desc
+    limit 1000
+  ) latest
+) s
+where s.jobs > 0
+order by s.runs[2] desc;
+comment on view ops.slow_kinds is
+  'How long the latest 1,000 completed jobs of each kind waited for their first start and then ran, '
+  'waits for retries included; the slowest kind first. Ask it when jobs feel slow, to see which part is.';
+comment on column ops.slow_kinds.sample is 'How many jobs that is; below 1,000: all there are.';
+comment on column ops.slow_kinds.sample_since is 'When the oldest of them was completed.';
+
+-- The deliveries that wait, without the others and without their payloads.
+create index if not exists webhook_deliveries_waiting
+  on webhook_deliveries (project_id, endpoint_id, host) include (created_at, next_attempt_at, id)
+  where state = 'waiting';
 
 create or replace view ops.webhook_backlog as
   select
-    d.project_id, d.endpoint_id, d.host, count(*) as waiting, min(d.created_at) as oldest,
-    min(d.next_attempt_at) as next_attempt_at, e.enabled, e.disabled_reason,
-    (array_agg(last.error order by last.at desc nulls last))[1] as last_error
-  from webhook_deliveries d
+    d.project_id, d.endpoint_id, d.host, d.waiting, d.oldest, d.next_attempt_at, e.enabled,
+    e.disabled_reason, last.error as last_error
+  from (
+    select
+      project_id, endpoint_id, host, count(*) as waiting, min(created_at) as oldest,
+      min(next_attempt_at) as next_attempt_at, min(id) as oldest_id
+    from webhook_deliveries
+    where state = 'waiting'
+    group by project_id, endpoint_id, host
+  ) d
   left join webhook_endpoints e on e.id = d.endpoint_id
   left join lateral (
-    select a.error, a.at from webhook_attempts a
-    where a.delivery_id = d.id order by a.id desc limit 1
-  ) last on true
-  where d.state = 'waiting'
-  group by d.project_id, d.endpoint_id, d.host, e.enabled, e.disabled_reason;
+    select a.error
+    from webhook_attempts a
+    where a.delivery_id = d.oldest_id
+    order by a.id desc
+    limit 1
+  ) last on true;
 comment on view ops.webhook_backlog is
-  'Webhooks that wait, by receiver: how many, since when, and why the latest attempt failed. '
-  'Without an endpoint_id it is what jobs named as their webhook_url. URLs may hold tokens: only '
-  'the host is shown.';
+  'Webhooks that wait, by receiver: how many, since when, and why the latest attempt of the oldest one '
+  'failed. Without an endpoint_id it is what jobs named as their webhook_url. URLs may hold tokens: '
+  'only the host is shown.';
+comment on column ops.webhook_backlog.next_attempt_at is
+  'Of the next one; null: the endpoint is disabled, and nothing is sent until it is enabled.';
+
+create or replace view ops.help as
+select what, call, coalesce(substring(said from '^.*?[.:](?=\s|$)'), said) as about
+from (
+  select 'view' as what, 'select * from ops.' || relname || ';' as call,
+    obj_description(oid, 'pg_class') as said, relname as name
+  from pg_class
+  where relnamespace = 'ops'::regnamespace and relkind in ('v', 'r')
+  union all
+  select 'function', format('select ops.%s(%s);', proname, pg_get_function_arguments(oid)),
+    obj_description(oid, 'pg_proc'), proname
+  from pg_proc
+  where pronamespace = 'ops'::regnamespace
+) listed
+order by what desc, name;
+comment on view ops.help is
+  'Every view and function of the schema ops, with its arguments and what it is for. All of it: '
+  '\d+ ops.* and \df+ ops.* in psql.';
 
 -- --- ops: act -----------------------------------------------------------------------------
 
