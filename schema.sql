@@ -681,10 +681,11 @@ alter table jobs
 
 -- What is not over yet, however many jobs are: what the sweep and the reconciliation look at.
 -- What operators count in it is included; none of that changes unless the status does.
-drop index if exists jobs_unfinished;  -- of version 2: without that
 create index if not exists jobs_unfinished_by_deadline on jobs (deadline_at)
   include (kind, priority, status, created_at, started_at, id)
   where status in ('pending', 'processing');
+-- later: that of version 2, without what is included
+drop index if exists jobs_unfinished;
 create index if not exists jobs_start_deadline on jobs (start_deadline_at)
   where status = 'pending' and start_deadline_at is not null and started_at is null;
 -- Of one project: what is asked for already, and what stands before a new job.

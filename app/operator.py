@@ -259,8 +259,23 @@ async def _examine(database: Database) -> list[tuple[str, bool, str]]:
         ),
     ]
     if applied is not None:
-        seen = await database.value("worker_seen")
-        fresh = seen is not None and seen < DEAD_AFTER
-        finding = "none has registered" if seen is None else f"last sign {seen:.0f} s ago"
-        findings.append(("worker", fresh, finding))
+        worker = await database.row("workers_alive", DEAD_AFTER)
+        assert worker is not None
+        seen = "" if worker["seen"] is None else f", last sign {worker['seen']:.0f} s ago"
+        finding = f"{worker['alive'] or 'no worker'} alive{seen}"
+        findings.append(("worker", worker["alive"] > 0, finding))
+    if await database.value("has_table", "ops.checks"):  # not in an older schema
+        findings += [
+            (check["name"], False, _told(check))
+            for check in await database.rows("failing_checks")
+            if check["name"] != "worker_seen"  # told already
+        ]
     return findings
+
+
+def _told(check: Any) -> str:
+    which = f" ({check['detail']})" if check["detail"] else ""
+    return (
+        f"{check['value']:f} is more than {check['threshold']:f} {check['unit']}{which}."
+        f" {check['meaning']} {check['advice']}"
+    )

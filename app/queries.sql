@@ -653,10 +653,6 @@ select ops.create_api_key($1, $2);
 -- $1 prefix.
 select ops.revoke_api_key($1);
 
--- name: worker_seen
--- How many seconds ago the liveliest worker gave a sign; null when there is none.
-select extract(epoch from now() - max(last_heartbeat))::float8 from procrastinate_workers;
-
 -- name: jobs_by_kind
 -- For GET /metrics. By kind, the jobs that have not ended: that a worker may take, that wait for a
 -- time, that run; and the age in seconds of the oldest that a worker may take.
@@ -686,3 +682,15 @@ from (
   from webhook_deliveries
   where next_attempt_at is not null
 ) w;
+
+-- name: workers_alive
+-- $1 seconds without a sign after which a worker is dead. How many are not, and how many seconds ago
+-- the liveliest one gave a sign; null when none is registered.
+select
+  count(*) filter (where last_heartbeat > now() - $1::float8 * interval '1 second') as alive,
+  extract(epoch from now() - max(last_heartbeat))::float8 as seen
+from procrastinate_workers;
+
+-- name: failing_checks
+-- What ops.health is not content with.
+select name, value, threshold, unit, detail, meaning, advice from ops.checks where not ok;

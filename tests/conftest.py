@@ -117,6 +117,9 @@ def cluster() -> Iterator[str]:
         with pytest.MonkeyPatch.context() as patch:  # these data need not survive the machine
             for name in ("fsync", "full_page_writes"):
                 patch.setitem(embedded.SETTINGS, name, "off")
+            # What an operator may find, a test has to be able to make.
+            patch.setitem(embedded.SETTINGS, "max_prepared_transactions", 2)
+            patch.setitem(embedded.SETTINGS, "wal_level", "logical")
             started = server.start()
         try:
             yield started

@@ -1,4 +1,4 @@
-"""What the on-call sees by SQL: each check of ops.health and each cause in ops.stuck, made and mended.
+"""What the on-call sees by SQL: each check of ops.health, each cause in ops.stuck, made and mended.
 
 Conditions are made by what makes them in life as far as that is quick: real tickets, leases and
 functions, with a time moved back.
@@ -8,7 +8,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from click.testing import CliRunner
 from conftest import Caller
 
 from app.__main__ import cli
-from app.db import Database
 
 
 class Site:
@@ -29,7 +28,7 @@ class Site:
         self.user = self.project = ""
 
     async def open(self) -> None:
-        self.user = await self.sql.fetchval("select ops.create_user('ada@example.com')")
+        self.user = await self.sql.fetchval("select ops.create_user('site@example.com')")
         self.project = await self.sql.fetchval("select ops.create_project('Demo', $1)", self.user)
         await self.sql.execute(
             "insert into procrastinate_workers default values;"
@@ -89,10 +88,11 @@ class Site:
             "insert into jobs (user_id, project_id, kind, input, credits, status, outcome, error,"
             " error_code, result_kind, result_id, completed_at, started_at)"
             " select $1, $2, 'handoff', '{}', 1, case when bad then 'failed' else 'completed' end,"
-            " case when bad then 'failed' else 'succeeded' end, case when bad then 'It failed.' end,"
+            " case when bad then 'failed' else 'succeeded' end,"
+            " case when bad then 'It failed.' end,"
             " case when bad then 'generation_failed' end, case when not bad then 'handoff' end,"
-            " case when not bad then $1 end, baton_now(), baton_now()"
-            " from (select n <= $3 as bad from generate_series(1, $3 + $4) n) n",
+            " case when not bad then gen_random_uuid() end, baton_now(), baton_now()"
+            " from (select n <= $3::int as bad from generate_series(1, $3::int + $4::int) n) n",
             self.user, self.project, bad, good,
         )  # fmt: skip
 
@@ -205,7 +205,7 @@ async def long_attempt(site: Site) -> AsyncIterator[None]:
     job_id = await site.running()
     await site.sql.execute("update leases set claimed_at = claimed_at - interval '16 minutes'")
     yield
-    await site.sql.execute("select cancel_job($1, $2)", site.user, job_id)
+    await site.sql.execute("select changed from cancel_job($1, $2)", site.user, job_id)
 
 
 @asynccontextmanager
@@ -246,7 +246,7 @@ async def crashing_job(site: Site) -> AsyncIterator[None]:
     job_id = await site.running()
     await site.sql.execute("update jobs set crashes = 2")
     yield
-    await site.sql.execute("select cancel_job($1, $2)", site.user, job_id)
+    await site.sql.execute("select changed from cancel_job($1, $2)", site.user, job_id)
 
 
 @asynccontextmanager
@@ -264,7 +264,7 @@ async def job_that_the_provider_fails(site: Site) -> AsyncIterator[None]:
     job_id = await site.parked()
     await site.sql.execute("update jobs set provider_errors = 3")
     yield
-    await site.sql.execute("select cancel_job($1, $2)", site.user, job_id)
+    await site.sql.execute("select changed from cancel_job($1, $2)", site.user, job_id)
 
 
 @asynccontextmanager
@@ -288,7 +288,7 @@ async def flood(site: Site) -> AsyncIterator[None]:
     await site.threshold("pending_of_a_project", 1)
     jobs = [await site.submit() for _ in range(2)]
     yield
-    await site.sql.execute("select cancel_job($1, $2)", site.user, jobs[0])
+    await site.sql.execute("select changed from cancel_job($1, $2)", site.user, jobs[0])
 
 
 @asynccontextmanager
@@ -335,7 +335,7 @@ async def open_snapshot(site: Site) -> AsyncIterator[None]:
 async def dead_rows(site: Site) -> AsyncIterator[None]:
     await site.threshold("dead_tuples", 0)
     job_id = await site.submit()
-    await site.sql.execute("select cancel_job($1, $2)", site.user, job_id)
+    await site.sql.execute("select changed from cancel_job($1, $2)", site.user, job_id)
     await site.sql.execute("select pg_stat_force_next_flush()")
     yield
     for table in ("procrastinate_jobs", "procrastinate_events", "leases", "job_due"):
@@ -429,3 +429,325 @@ async def test_what_is_wrong_is_told_while_it_is(
         assert len(stuck) == (1 if why else 0) and re.search(why, stuck[0][1] if stuck else "")
     assert await site.failing() == []
     assert await site.stuck() == []
+
+
+@asynccontextmanager
+async def prepared_transaction(site: Site) -> AsyncIterator[None]:
+    await site.threshold("oldest_prepared", 0)
+    await site.sql.execute("begin; update users set name = 'Ada'; prepare transaction 'p'")
+    while not await site.value("oldest_prepared"):
+        await asyncio.sleep(0.01)
+    yield
+    await site.sql.execute("rollback prepared 'p'")
+
+
+@asynccontextmanager
+async def slot_without_replica(site: Site) -> AsyncIterator[None]:
+    await site.threshold("slot_wal", 0)
+    await site.sql.execute("select pg_create_physical_replication_slot('gone', true)")
+    yield
+    await site.sql.execute("select pg_drop_replication_slot('gone')")
+
+
+@asynccontextmanager
+async def slot_that_keeps_rows(site: Site) -> AsyncIterator[None]:
+    await site.threshold("slot_xmin", 0)
+    await site.sql.execute("select pg_create_logical_replication_slot('gone', 'pgoutput')")
+    await site.sql.execute("update users set name = 'Ada'")
+    yield
+    await site.sql.execute("select pg_drop_replication_slot('gone')")
+
+
+SERVERS = [  # which setting a server has to have for the condition to be possible
+    ("max_prepared_transactions", "0", prepared_transaction, "oldest_prepared"),
+    ("max_replication_slots", "0", slot_without_replica, "slot_wal"),
+    ("wal_level", "replica", slot_that_keeps_rows, "slot_xmin"),
+]
+
+
+async def test_what_the_server_keeps_for_others_is_told_while_it_does(site: Site) -> None:
+    for setting, impossible, condition, check in SERVERS:
+        if await site.sql.fetchval(f"show {setting}") == impossible:
+            continue  # a server that was given
+        async with condition(site):
+            assert await site.failing() == [check]
+        assert await site.failing() == []
+        await site.threshold(check, None)
+
+
+async def test_no_check_is_left_out_here(site: Site) -> None:
+    checks = {row["name"] for row in await site.sql.fetch("select name from ops.checks")}
+    made = {check for _, check, _ in CONDITIONS if check} | {check for *_, check in SERVERS}
+    assert checks == made
+
+
+async def test_a_check_says_what_it_means_and_what_to_do(site: Site) -> None:
+    for row in await site.sql.fetch("select * from ops.checks"):
+        assert row["meaning"].endswith(".") and len(row["advice"]) > 15, row["name"]
+    columns = await site.sql.fetchrow("select * from ops.health")
+    assert columns is not None
+    for row in await site.sql.fetch("select name, threshold, unit from ops.checks"):
+        told = columns[f"{row['name']}_threshold"]
+        told = told.total_seconds() if row["unit"] == "seconds" else told
+        assert float(told) == float(row["threshold"])
+
+
+async def test_nobody_waits_for_a_worker_that_is_not_there_without_being_told(site: Site) -> None:
+    await site.submit()
+    await site.sql.execute("update jobs set updated_at = updated_at - interval '6 minutes'")
+    async with no_worker(site):
+        assert await site.failing() == ["oldest_pending", "worker_seen"]
+        [(_, why)] = await site.stuck()
+        assert why == "no worker is alive"
+
+
+# --- Thresholds ----------------------------------------------------------------------------
+
+
+async def test_a_threshold_is_set_put_back_and_audited(site: Site) -> None:
+    read = "select value from ops.thresholds where name = 'oldest_pending'"
+    await site.threshold("oldest_pending", 7.5)
+    assert float(await site.sql.fetchval(read)) == 7.5
+    await site.threshold("oldest_pending", None)
+    assert await site.sql.fetchval(read) == 300
+    rows = await site.sql.fetch("select detail from ops.audit where what = 'set_threshold'")
+    told = [json.loads(row["detail"]) for row in rows]
+    assert told == [
+        {"name": "oldest_pending", "value": 7.5, "before": 300},
+        {"name": "oldest_pending", "value": None, "before": 7.5},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sqlstate", "said"),
+    [
+        ("oldest", 1, "BT404", 'name: there is no threshold named "oldest"; see ops.thresholds.'),
+        ("oldest_pending", -1, "BT400", "value: a threshold is a number from 0 on"),
+        ("oldest_pending", float("nan"), "BT400", "value: a threshold is a number from 0 on"),
+        ("oldest_pending", float("inf"), "BT400", "value: a threshold is a number from 0 on"),
+    ],
+)
+async def test_a_wrong_threshold_is_refused(
+    site: Site, name: str, value: float, sqlstate: str, said: str
+) -> None:
+    with pytest.raises(asyncpg.PostgresError, match=re.escape(said)) as caught:
+        await site.threshold(name, value)
+    assert caught.value.sqlstate == sqlstate
+    assert not await site.sql.fetchval("select count(*) from ops.thresholds where chosen >= 0")
+
+
+async def test_a_threshold_survives_a_migration(site: Site, root: Path) -> None:
+    await site.threshold("oldest_pending", 42)
+    await site.sql.execute((root / "schema.sql").read_text())
+    read = "select value from ops.thresholds where name = 'oldest_pending'"
+    assert await site.sql.fetchval(read) == 42
+
+
+# --- The other views -----------------------------------------------------------------------
+
+
+async def test_the_depth_of_the_queue_tells_apart_why_jobs_wait(site: Site) -> None:
+    await site.running()
+    await site.parked()
+    ready, paused, capped = [await site.submit() for _ in range(3)]
+    hold = "insert into job_due (job_id, not_before, reason) values ($1, 'infinity', $2)"
+    await site.sql.execute(hold, paused, "paused")
+    await site.sql.execute(hold, capped, "concurrency")
+    await site.sql.execute("update jobs set priority = 'high' where id = $1", ready)
+    rows = await site.sql.fetch("select * from ops.queue_depth")
+    told = [tuple(row.values())[:7] for row in rows]
+    assert told == [("handoff", "high", 1, 0, 0, 0, 0), ("handoff", "normal", 0, 1, 1, 1, 1)]
+    assert rows[0]["oldest_ready"] is not None and rows[1]["oldest_ready"] is None
+    assert rows[1]["oldest"] is not None
+
+
+async def test_the_fullest_projects_come_first(site: Site) -> None:
+    other = await site.sql.fetchval("select ops.create_project('Other', $1)", site.user)
+    await site.running()
+    mine, site.project = site.project, other
+    for _ in range(3):
+        await site.submit()
+    rows = await site.sql.fetch("select * from ops.queue_by_project")
+    assert [(r["project_id"], r["unfinished"], r["running"], float(r["share"])) for r in rows] == [
+        (other, 3, 0, 0.75),
+        (mine, 1, 1, 0.25),
+    ]
+    assert rows[0]["project"] == "Other" and rows[0]["owner"] == "site@example.com"
+
+
+async def test_a_running_attempt_is_told_with_whose_it_is_and_where(site: Site) -> None:
+    job_id = await site.running()
+    token = await site.sql.fetchval("select lease_token from leases")
+    await site.sql.execute(
+        "select report_progress(array[$1::uuid], array[$2::uuid], array[$3::jsonb])",
+        job_id, token, json.dumps({"value": 0.5, "step": "drafting", "message": "m3ssage"}),
+    )  # fmt: skip
+    await site.sql.execute("update leases set claimed_at = claimed_at - interval '1 minute'")
+    row = await site.sql.fetchrow("select * from ops.running")
+    assert row is not None
+    assert (str(row["job_id"]), row["kind"], row["attempt"]) == (job_id, "handoff", 1)
+    assert (row["project"], row["user_email"]) == ("Demo", "site@example.com")
+    worker_id = await site.sql.fetchval("select id from workers")
+    assert (row["worker"], row["worker_id"]) == ("host:7", worker_id)
+    assert (row["step"], float(row["progress"])) == ("drafting", 0.5)
+    assert row["running_for"].total_seconds() >= 60 > row["asked_for"].total_seconds()
+    assert 0 < row["lease_left"].total_seconds() <= 3600
+
+
+async def test_workers_are_told_with_what_they_do(site: Site) -> None:
+    await site.running()
+    row = await site.sql.fetchrow("select * from ops.workers")
+    assert row and (row["name"], row["state"], row["running"]) == ("host:7", "running", 1)
+    assert row["provider_down"] is False and row["last_seen"].total_seconds() < 30
+    async with open_breaker(site):
+        assert await site.sql.fetchval("select provider_down from ops.workers")
+    async with silent_worker(site):
+        assert await site.sql.fetchval("select state from ops.workers") == "lost"
+    await site.sql.execute("insert into procrastinate_workers default values")  # of version 2
+    rows = await site.sql.fetch("select name, state from ops.workers")
+    assert [tuple(row) for row in rows] == [("host:7", "running"), (None, "running")]
+
+
+async def test_failures_are_counted_by_kind_and_code_for_a_day(site: Site) -> None:
+    await site.ended(bad=3, good=1)
+    await site.sql.execute(
+        "update jobs set error = 'It was the latest.', error_meta = '{\"retryable\": true}',"
+        " completed_at = completed_at + interval '1 second'"
+        " where id = (select id from jobs where status = 'failed' limit 1)"
+    )
+    old = "update jobs set completed_at = completed_at - interval '2 days' where id = $1"
+    ids = await site.sql.fetch("select id from jobs where error = 'It failed.'")
+    await site.sql.execute(old, ids[0]["id"])
+    [row] = await site.sql.fetch("select * from ops.failures")
+    assert (row["kind"], row["error_code"]) == ("handoff", "generation_failed")
+    assert (row["failures"], row["latest_error"], row["retryable"]) == (
+        2,
+        "It was the latest.",
+        True,
+    )
+
+
+async def test_throughput_counts_each_step_in_its_minute(site: Site) -> None:
+    await site.sql.execute("set baton.clock_offset = '-10 minutes'")
+    await site.submit()
+    await site.running()
+    await site.sql.execute("set baton.clock_offset = '0'")
+    await site.ended(bad=1, good=2)
+    rows = await site.sql.fetch("select * from ops.throughput")
+    assert len(rows) == 60 and rows[0]["minute"] > rows[-1]["minute"]
+    totals = [sum(row[c] for row in rows) for c in ("submitted", "started", "completed", "failed")]
+    assert totals == [5, 4, 2, 1]
+    earlier = [row for row in rows[5:] if row["submitted"]]  # both can be in one minute, or not
+    assert sum(row["submitted"] for row in earlier) == 2
+    await site.sql.execute("set baton.clock_offset = '2 hours'")
+    assert not await site.sql.fetchval("select sum(submitted + completed) from ops.throughput")
+
+
+async def test_slow_kinds_are_told_from_the_latest_thousand(site: Site) -> None:
+    await site.ended(bad=0, good=1100)
+    await site.sql.execute(
+        "update jobs set created_at = started_at - interval '2 seconds',"
+        " completed_at = started_at + n * interval '1 second'"
+        " from (select id, row_number() over (order by id) as n from jobs) n where n.id = jobs.id"
+    )
+    [row] = await site.sql.fetch("select * from ops.slow_kinds")
+    assert (row["kind"], row["sample"]) == ("handoff", 1000)
+    assert {row[f"wait_p{p}"].total_seconds() for p in (50, 95, 99)} == {2}
+    assert [row[f"run_p{p}"].total_seconds() for p in (50, 95, 99)] == [600, 1050, 1090]
+
+
+async def test_help_names_all_that_there_is(site: Site) -> None:
+    rows = await site.sql.fetch("select * from ops.help")
+    told = " ".join(row["call"] for row in rows)
+    for name in ("ops.health;", "ops.stuck;", "ops.set_threshold(name text, value numeric DEFAULT"):
+        assert name in told
+    assert [row["call"] for row in rows if not row["about"]] == []
+    [health] = [row["about"] for row in rows if row["call"] == "select * from ops.health;"]
+    assert len(health) < 100
+    there = await site.sql.fetchval(
+        "select (select count(*) from pg_proc where pronamespace = 'ops'::regnamespace)"
+        " + (select count(*) from pg_class where relnamespace = 'ops'::regnamespace"
+        "    and relkind in ('v', 'r'))"
+    )
+    assert len(rows) == there
+    said = await site.sql.fetchval("select obj_description('ops'::regnamespace)")
+    assert "ops.health" in said and "ops.help" in said
+
+
+async def test_no_view_of_ops_shows_a_secret_or_content(site: Site, caller: Caller) -> None:
+    site.user, site.project = caller.user_id, caller.project_id
+    await caller.ingest({"title": "s3cret title", "content": "s3cret content"})
+    await caller.http.post(
+        f"/projects/{caller.project_id}/webhooks",
+        json={"url": "https://h.example.com/s3cret?t=s3cret", "types": ["job.failed"]},
+    )
+    job = {"metadata": {"k": "s3cret"}, "webhook_url": "https://h.example.com/s3cret"}
+    for _ in range(3):
+        job_id = await caller.submit(job=job)
+        token = await site.claim(job_id)
+        fail = "select fail_job($1, $2, 'generation_failed', 'It failed.', '{\"a\": \"s3cret\"}')"
+        await site.sql.fetch(f"select (f).id from ({fail} as f) f", job_id, token)
+    await site.sql.execute(
+        "update jobs set input = input where false;insert into procrastinate_workers default values"
+    )
+    running = await caller.submit(job=job)
+    await site.claim(running)
+    await site.sql.execute("update leases set expires_at = baton_now() - interval '1 minute'")
+    await site.sql.execute("select ops.revoke_api_key($1)", caller.key[:11])
+    names = await site.sql.fetch(
+        "select relname from pg_class"
+        " where relnamespace = 'ops'::regnamespace and relkind in ('v', 'r')"
+    )
+    seen = ""
+    for (name,) in names:
+        seen += repr([tuple(r) for r in await site.sql.fetch(f'select * from ops."{name}"')])
+    assert running in seen and "h.example.com" in seen and "generation_failed" in seen
+    digest = await site.sql.fetchval("select encode(digest, 'hex') from api_keys limit 1")
+    secrets = await site.sql.fetch("select secret from webhook_secrets")
+    assert secrets
+    for hidden in ("s3cret", caller.key, caller.key[11:], digest, *(row[0] for row in secrets)):
+        assert hidden not in seen
+
+
+# --- baton doctor --------------------------------------------------------------------------
+
+
+async def doctor(dsn: str) -> tuple[int, dict[str, str]]:
+    """Its exit code, and its lines by the name of what they are about."""
+    env = {"DATABASE_URL": dsn, "BATON_PROVIDER": "extractive"}
+    result = await asyncio.to_thread(CliRunner().invoke, cli, ["doctor"], env=env)
+    lines = result.output.splitlines()
+    assert all(line.startswith(("ok    ", "FAIL  ")) for line in lines), result.output
+    return result.exit_code, {line.split()[1]: line for line in lines}
+
+
+async def test_the_doctor_tells_what_is_wrong_and_what_to_do(site: Site, dsn: str) -> None:
+    code, told = await doctor(dsn)
+    assert code == 0, told
+    assert told["worker"].startswith("ok    worker         1 alive, last sign 0 s ago")
+    async with expired_lease(site), job_without_ticket(site):
+        code, told = await doctor(dsn)
+    assert code == 1
+    failed = {name for name, line in told.items() if line.startswith("FAIL")}
+    assert failed == {"oldest_expired_lease", "lost_jobs"}
+    assert "is more than 30 seconds" in told["oldest_expired_lease"]
+    advice = "select advice from ops.checks where name = 'oldest_expired_lease'"
+    assert told["oldest_expired_lease"].endswith(await site.sql.fetchval(advice))
+
+
+async def test_the_doctor_says_once_that_no_worker_is_alive(site: Site, dsn: str) -> None:
+    async with silent_worker(site):
+        code, told = await doctor(dsn)
+    assert code == 1 and "no worker alive, last sign 31 s ago" in told["worker"]
+    async with no_worker(site):
+        code, told = await doctor(dsn)
+    assert code == 1 and told["worker"] == "FAIL  worker         no worker alive"
+    assert "worker_seen" not in told
+
+
+async def test_the_doctor_examines_an_older_schema_too(site: Site, dsn: str) -> None:
+    await site.sql.execute(
+        "drop view ops.health; drop view ops.checks; update schema_version set version = 2"
+    )
+    code, told = await doctor(dsn)
+    assert code == 1 and told["schema"].startswith("FAIL") and told["worker"].startswith("ok")
