@@ -2972,6 +2972,84 @@ comment on function ops.set_limit is
   'Give a user a quota of their own, from the next request on. policy: default, poll (a minute and '
   'key), generate (a minute), waits (at once). 0: no limit; null: as BATON_LIMITS says.';
 
+-- --- ops: act -----------------------------------------------------------------------------
+
+-- --- Retention ----------------------------------------------------------------------------
+
+-- --- Restored copies ----------------------------------------------------------------------
+--
+-- A restored dump holds the jobs and the messages of a database that may still be there and run and
+-- send them itself. So a database knows itself, and one that finds itself to be another does nothing
+-- of its own accord: no job is claimed, no webhook sent, nothing swept, until an operator says that it
+-- is the one that goes on. Requests are accepted meanwhile, and their jobs wait.
+
+create table if not exists installation (
+  one boolean primary key default true check (one),  -- row
+  identity text not null,  -- of the database that may work: database_identity() of a copy differs
+  reason text,  -- why an operator holds it
+  held_since timestamptz,  -- null: no operator does
+  constraint installation_held check ((reason is null) = (held_since is null))
+);
+
+-- The cluster's system identifier and the database's oid. Neither is in a dump, both are the same on a
+-- standby, after a failover and in a copy of the files. Where a provider of PostgreSQL allows no look
+-- at the first, the oid has to do: that is what a new cluster may hand out a second time.
+create or replace function database_identity() returns text
+language plpgsql stable as $$
+declare
+  v_system text := '?';
+begin
+  if has_function_privilege('pg_control_system()', 'execute') then
+    v_system := (select system_identifier from pg_control_system());
+  end if;
+  return v_system || '/' || (select oid from pg_database where datname = current_database());
+end
+$$;
+insert into installation (identity) values (database_identity()) on conflict do nothing;
+
+-- Why this database has to stand still, in one sentence; null: it does not have to. Reads a page and
+-- a file of the server, so it can be asked whenever something is claimed.
+create or replace function hold_reason() returns text
+language sql stable security definer set search_path = public, pg_temp as $$
+  select coalesce(i.reason, case
+    when i.identity <> database_identity() then 'This database is a restored copy of another one.'
+  end)
+  from installation i
+$$;
+
+create or replace function ops.hold(reason text) returns void
+language plpgsql security definer set search_path = public, pg_temp set lock_timeout = '2s' as $$
+begin
+  if coalesce(hold.reason, '') !~ '\S' or length(hold.reason) > 300 then
+    raise 'reason: say in 1 to 300 characters why nothing may be done.' using errcode = 'BT400';
+  end if;
+  insert into installation (identity, reason, held_since)
+  values (database_identity(), hold.reason, baton_now())
+  on conflict (one) do update set reason = excluded.reason, held_since = excluded.held_since;
+  perform audit('hold', jsonb_build_object('reason', hold.reason));
+end
+$$;
+comment on function ops.hold is
+  'Let this database do nothing of its own accord: jobs are accepted and wait, those that run may '
+  'end, none is begun, no webhook is sent. For a copy that cannot tell that it is one: of the files, '
+  'of a volume, at a point in time. Until ops.go_live().';
+
+create or replace function ops.go_live() returns boolean
+language plpgsql security definer set search_path = public, pg_temp set lock_timeout = '2s' as $$
+declare
+  v_reason text := hold_reason();
+begin
+  insert into installation (identity) values (database_identity())
+  on conflict (one) do update set identity = excluded.identity, reason = null, held_since = null;
+  perform reconcile_jobs(1000);  -- at once, what a worker could not claim and so lost the ticket of
+  perform audit('go_live', jsonb_build_object('reason', v_reason));
+  return v_reason is not null;
+end
+$$;
+comment on function ops.go_live is
+  'Let a restored copy, or what ops.hold holds, begin to work: its jobs are run and its webhooks sent '
+  'within seconds. Only when no other copy does. False: it was not held.';
+
 -- --- ops: see -----------------------------------------------------------------------------
 --
 -- Every view answers in under 100 ms with a million finished jobs and 200,000 pending ones
@@ -3049,6 +3127,9 @@ from (values
    'Unfinished jobs of the project that has the most: others may wait behind them.',
    'See ops.queue_by_project; ops.set_concurrency or ops.set_limit hold it back, ops.cancel_project '
    'ends its jobs.'),
+  ('held', 0, 'count',
+   'The database is held, or is a copy that was restored: no job is run, no webhook is sent.',
+   'Is it meant to serve? Then: select ops.go_live(); see docs/backup.md first.'),
   ('oldest_webhook', 300, 'seconds',
    'A webhook has been due for this long: nobody sends.',
    'Workers send: see that one runs, and look for its log. See ops.webhook_backlog.'),
@@ -3271,6 +3352,8 @@ with measured (name, value, detail) as (
     limit 1
   ) fullest
   union all
+  select 'held', (hold_reason() is not null)::int, hold_reason()
+  union all
   (
     with recursive hosts as (  -- from host to host by the index, as in claim_webhooks
       (select host, next_attempt_at from webhook_deliveries
@@ -3405,6 +3488,7 @@ cross join lateral jsonb_to_record(told.columns) as columns (
   open_breakers bigint, open_breakers_threshold bigint, open_breakers_ok boolean,
   provider_failures numeric, provider_failures_threshold numeric, provider_failures_ok boolean,
   failing_kinds bigint, failing_kinds_threshold bigint, failing_kinds_ok boolean,
+  held bigint, held_threshold bigint, held_ok boolean,
   pending_of_a_project bigint, pending_of_a_project_threshold bigint, pending_of_a_project_ok boolean,
   oldest_webhook interval, oldest_webhook_threshold interval, oldest_webhook_ok boolean,
   webhook_backlog bigint, webhook_backlog_threshold bigint, webhook_backlog_ok boolean,
@@ -3799,83 +3883,5 @@ order by what desc, name;
 comment on view ops.help is
   'Every view and function of the schema ops, with its arguments and what it is for. All of it: '
   '\d+ ops.* and \df+ ops.* in psql.';
-
--- --- ops: act -----------------------------------------------------------------------------
-
--- --- Retention ----------------------------------------------------------------------------
-
--- --- Restored copies ----------------------------------------------------------------------
---
--- A restored dump holds the jobs and the messages of a database that may still be there and run and
--- send them itself. So a database knows itself, and one that finds itself to be another does nothing
--- of its own accord: no job is claimed, no webhook sent, nothing swept, until an operator says that it
--- is the one that goes on. Requests are accepted meanwhile, and their jobs wait.
-
-create table if not exists installation (
-  one boolean primary key default true check (one),  -- row
-  identity text not null,  -- of the database that may work: database_identity() of a copy differs
-  reason text,  -- why an operator holds it
-  held_since timestamptz,  -- null: no operator does
-  constraint installation_held check ((reason is null) = (held_since is null))
-);
-
--- The cluster's system identifier and the database's oid. Neither is in a dump, both are the same on a
--- standby, after a failover and in a copy of the files. Where a provider of PostgreSQL allows no look
--- at the first, the oid has to do: that is what a new cluster may hand out a second time.
-create or replace function database_identity() returns text
-language plpgsql stable as $$
-declare
-  v_system text := '?';
-begin
-  if has_function_privilege('pg_control_system()', 'execute') then
-    v_system := (select system_identifier from pg_control_system());
-  end if;
-  return v_system || '/' || (select oid from pg_database where datname = current_database());
-end
-$$;
-insert into installation (identity) values (database_identity()) on conflict do nothing;
-
--- Why this database has to stand still, in one sentence; null: it does not have to. Reads a page and
--- a file of the server, so it can be asked whenever something is claimed.
-create or replace function hold_reason() returns text
-language sql stable security definer set search_path = public, pg_temp as $$
-  select coalesce(i.reason, case
-    when i.identity <> database_identity() then 'This database is a restored copy of another one.'
-  end)
-  from installation i
-$$;
-
-create or replace function ops.hold(reason text) returns void
-language plpgsql security definer set search_path = public, pg_temp set lock_timeout = '2s' as $$
-begin
-  if coalesce(hold.reason, '') !~ '\S' or length(hold.reason) > 300 then
-    raise 'reason: say in 1 to 300 characters why nothing may be done.' using errcode = 'BT400';
-  end if;
-  insert into installation (identity, reason, held_since)
-  values (database_identity(), hold.reason, baton_now())
-  on conflict (one) do update set reason = excluded.reason, held_since = excluded.held_since;
-  perform audit('hold', jsonb_build_object('reason', hold.reason));
-end
-$$;
-comment on function ops.hold is
-  'Let this database do nothing of its own accord: jobs are accepted and wait, those that run may '
-  'end, none is begun, no webhook is sent. For a copy that cannot tell that it is one: of the files, '
-  'of a volume, at a point in time. Until ops.go_live().';
-
-create or replace function ops.go_live() returns boolean
-language plpgsql security definer set search_path = public, pg_temp set lock_timeout = '2s' as $$
-declare
-  v_reason text := hold_reason();
-begin
-  insert into installation (identity) values (database_identity())
-  on conflict (one) do update set identity = excluded.identity, reason = null, held_since = null;
-  perform reconcile_jobs(1000);  -- at once, what a worker could not claim and so lost the ticket of
-  perform audit('go_live', jsonb_build_object('reason', v_reason));
-  return v_reason is not null;
-end
-$$;
-comment on function ops.go_live is
-  'Let a restored copy, or what ops.hold holds, begin to work: its jobs are run and its webhooks sent '
-  'within seconds. Only when no other copy does. False: it was not held.';
 
 -- --- Roles --------------------------------------------------------------------------------

@@ -292,6 +292,13 @@ async def flood(site: Site) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
+async def held(site: Site) -> AsyncIterator[None]:
+    await site.sql.execute("select ops.hold('We move house.')")
+    yield
+    await site.sql.execute("select ops.go_live()")
+
+
+@asynccontextmanager
 async def unsent_webhook(site: Site) -> AsyncIterator[None]:
     await site.delivery()
     await site.sql.execute(
@@ -404,6 +411,7 @@ CONDITIONS: list[tuple[Any, str, str]] = [  # what is done, the check, and a cau
     (failing_provider, "provider_failures", ""),
     (failing_kind, "failing_kinds", ""),
     (flood, "pending_of_a_project", ""),
+    (held, "held", ""),
     (unsent_webhook, "oldest_webhook", ""),
     (many_webhooks, "webhook_backlog", ""),
     (open_transaction, "oldest_transaction", ""),
