@@ -44,6 +44,7 @@ MEMORY_BYTES = 4 << 30  # what all clusters of a run need, with much to spare
 TOGETHER = (
     "test_chaos",
     "test_cli",
+    "test_deploy",
     "test_page",
     "test_plans",
 )  # their tests share what takes long to make
