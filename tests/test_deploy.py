@@ -427,6 +427,11 @@ async def test_the_owner_of_the_database_migrates_it_and_the_autoscaler_counts(
         ) as http,
     ):
         assert (await http.get("/readyz")).status_code == 200
+        event = {"source": "github", "event_type": "commit", "title": "feat: an LRU cache"}
+        told = await http.post(
+            "/api/v1/events", json={"project_id": str(project), "events": [event]}
+        )
+        assert told.status_code == 200, told.text
         ids = []
         for _ in range(3):
             answer = await http.post("/api/v1/handoffs", json={"project_id": str(project)})
