@@ -21,7 +21,10 @@
 --   job_events       the log of a job: one row per change that a client can see, seq is jobs.rev
 --   leases           one row per running attempt: who runs it and until when that counts
 --   workers          one row per worker process: where it is, when it was last heard of
---   job_due          jobs that wait for a retry: no ticket exists for them until they are due
+--   job_due          jobs that wait for a retry: no ticket exists for them until they are due; and
+--                    jobs in line, which an operator holds back
+--   pauses, project_concurrency   what holds them back: a kind is paused, a project has as many
+--                    running attempts as it may
 --   idempotency_keys what a client called a request: asked again, it gets the same job
 --   deleted_jobs     which jobs a client deleted: they are gone, not unknown
 --   handoffs, insights   the artifacts, one per completed job
@@ -61,6 +64,10 @@
 --                 any -> failed            the job is past its deadline
 --   cancel_job    any -> failed            the caller wants it no more; the running attempt is fenced
 --                                          off at once and told to stop
+--
+-- A job that is held back stays pending. It has no ticket but a row in job_due, in a line, until
+-- wake_held or the end of another attempt gives it one; only claim_job decides, so a ticket that
+-- should not be there does no harm.
 --
 -- retry_job makes a new job of a failed one, and delete_job takes an ended one away with its artifact.
 --
@@ -679,6 +686,11 @@ alter table jobs
   add column if not exists from_grants int not null default 0  -- how many of its credits grants pay
     check (from_grants >= 0);
 
+-- Since version 3.
+alter table jobs
+  add column if not exists front boolean not null default false;  -- an operator put it first
+create index if not exists jobs_retry_of on jobs (retry_of) where retry_of is not null;
+
 -- What is not over yet, however many jobs are: what the sweep and the reconciliation look at.
 -- What operators count in it is included; none of that changes unless the status does.
 create index if not exists jobs_unfinished_by_deadline on jobs (deadline_at)
@@ -774,9 +786,30 @@ create table if not exists job_due (
   not_before timestamptz not null
 );
 create index if not exists job_due_when on job_due (not_before);
--- Since version 3. Beside retries, what an operator holds back: not_before is infinity then.
-alter table job_due add column if not exists reason text not null default 'retry'
-  check (reason in ('retry', 'paused', 'concurrency', 'restored'));
+
+-- Since version 3. A job that is held back has no time: not_before is infinity. The jobs of a line
+-- are let go by rank and age. Of a project with a limit one that has been let go keeps its row until
+-- it is claimed (admitted): the ticket counts as the attempt that it will be.
+alter table job_due
+  add column if not exists reason text not null default 'retry'
+    check (reason in ('retry', 'paused', 'concurrency', 'admitted')),
+  add column if not exists line text,  -- the kind that is paused, or the project
+  add column if not exists rank int not null default 0,  -- the priority of its ticket
+  add column if not exists created_at timestamptz;  -- of the job
+create index if not exists job_due_line on job_due (line, reason, rank desc, created_at, job_id)
+  where line is not null;
+
+create table if not exists pauses (
+  kind text references flows,  -- null: all
+  reason text,
+  created_at timestamptz not null default baton_now()
+);
+create unique index if not exists pauses_kind on pauses (kind) nulls not distinct;
+
+create table if not exists project_concurrency (
+  project_id uuid primary key references projects on delete cascade,
+  concurrency int check (concurrency between 0 and 10000)  -- null: no limit any more
+);
 
 -- Procrastinate announces each insert inside the inserting transaction, and a transaction that
 -- notified holds a lock of the whole cluster while it commits. Baton announces after the commit,
@@ -794,14 +827,163 @@ alter table procrastinate_events set (
 
 -- A ticket for a job, for one generic task: an API and a worker of different versions understand
 -- each other. Queue and task are also named in app/queue.py.
+create or replace function rank_of(p_priority text) returns int
+language sql immutable as $$
+  select case p_priority when 'front' then 100 when 'high' then 10 when 'low' then -10 else 0 end
+$$;
+
 drop function if exists defer_ticket(uuid);  -- of version 1
 create or replace function defer_ticket(p_job_id uuid, p_priority text default 'normal')
 returns bigint
 language sql as $$
   select (procrastinate_defer_jobs_v1(array[
-    row('jobs', 'baton.generate', case p_priority when 'high' then 10 when 'low' then -10 else 0 end,
-        null, null, jsonb_build_object('job_id', p_job_id), null)
+    row('jobs', 'baton.generate', rank_of(p_priority), null, null,
+        jsonb_build_object('job_id', p_job_id), null)
       ::procrastinate_job_to_defer_v1]))[1]
+$$;
+
+-- Why a job may not have a ticket just so: paused, or concurrency when its project has a limit.
+-- Null: it may.
+create or replace function waits_for(p_kind text, p_project_id uuid) returns text
+language plpgsql stable as $$
+begin
+  return case
+    when exists (select from pauses where kind is null or kind = p_kind) then 'paused'
+    when exists (
+      select from project_concurrency
+      where project_id = p_project_id and concurrency is not null) then 'concurrency'
+  end;
+end
+$$;
+
+-- Hold a pending job back, whatever it has waited for until now. Called under the job's lock.
+create or replace function put_in_line(p_job jobs, p_reason text) returns void
+language plpgsql as $$
+begin
+  delete from procrastinate_jobs where id = p_job.ticket_id;
+  insert into job_due (job_id, not_before, reason, line, rank, created_at)
+  values (
+    p_job.id, 'infinity', p_reason,
+    case p_reason when 'paused' then p_job.kind else p_job.project_id::text end,
+    rank_of(case when p_job.front then 'front' else p_job.priority end), p_job.created_at)
+  on conflict (job_id) do update
+  set not_before = excluded.not_before, reason = excluded.reason, line = excluded.line,
+    rank = excluded.rank, created_at = excluded.created_at;
+end
+$$;
+
+-- Whoever decides how many attempts a project with a limit has takes turns, until its transaction
+-- ends; nobody else pays for that. Who holds the lock waits for no job, so jobs may be locked before.
+create or replace function lock_concurrency(p_project_id uuid) returns void
+language sql as $$
+  select pg_advisory_xact_lock(hashtextextended('baton concurrency ' || p_project_id, 0))
+$$;
+
+-- Few attempts run, many jobs wait, so it is the attempts that are looked at.
+create or replace function count_attempts(p_project_id uuid) returns bigint
+language plpgsql as $$
+begin
+  return (
+    select count(*) from leases l
+    where (select j.project_id from jobs j where j.id = l.job_id) = p_project_id);
+end
+$$;
+
+-- Give tickets to the first jobs in the line of a project: as many as its limit has room for, all
+-- when it has none any more, but not more than p_limit. Answers how many. Called under
+-- lock_concurrency. A job that somebody has locked is left out, and found by the next wake_held.
+create or replace function let_go(p_project_id uuid, p_limit int) returns int
+language plpgsql as $$
+declare
+  v_concurrency int := (
+    select concurrency from project_concurrency where project_id = p_project_id);
+  v_line text := p_project_id::text;
+  v_room int := p_limit;
+  v_job jobs;
+  v_count int := 0;
+begin
+  if v_concurrency is not null then
+    v_room := least(p_limit, v_concurrency - count_attempts(p_project_id) - (
+      select count(*) from job_due where line = v_line and reason = 'admitted'));
+  end if;
+  if v_room <= 0 then
+    return 0;
+  end if;
+  for v_job in
+    select j.*
+    from job_due d
+    join jobs j on j.id = d.job_id
+    where d.line = v_line and d.reason = 'concurrency' and j.status = 'pending'
+    order by d.rank desc, d.created_at, d.job_id
+    limit v_room
+    for update of j skip locked
+  loop
+    v_count := v_count + 1;
+    if waits_for(v_job.kind, p_project_id) = 'paused' then
+      perform put_in_line(v_job, 'paused');
+      continue;
+    end if;
+    update jobs
+    set ticket_id = defer_ticket(id, case when front then 'front' else priority end)
+    where id = v_job.id;
+    if v_concurrency is null then
+      delete from job_due where job_id = v_job.id;
+    else
+      update job_due set reason = 'admitted' where job_id = v_job.id;
+    end if;
+  end loop;
+  return v_count;
+end
+$$;
+
+-- The end of an attempt, however it ended, makes room for the next one of its project.
+create or replace function lease_ended() returns trigger
+language plpgsql as $$
+declare
+  v_project_id uuid;
+begin
+  if exists (select from project_concurrency) then
+    select c.project_id into v_project_id
+    from jobs j
+    join project_concurrency c on c.project_id = j.project_id
+    where j.id = old.job_id;
+    if found then
+      perform lock_concurrency(v_project_id);
+      perform let_go(v_project_id, 100);
+    end if;
+  end if;
+  return null;
+end
+$$;
+create or replace trigger leases_ended after delete on leases for each row
+  execute function lease_ended();
+
+-- Whether a job that somebody holds a ticket for may run now; if not, it is in line from here on.
+create or replace function may_run(p_job_id uuid) returns boolean
+language plpgsql as $$
+declare
+  v_job jobs;
+  v_reason text;
+  v_concurrency int;
+begin
+  select * into v_job from jobs where id = p_job_id and status = 'pending' for update;
+  if not found then
+    return false;
+  end if;
+  v_reason := waits_for(v_job.kind, v_job.project_id);
+  if v_reason = 'concurrency' then
+    perform lock_concurrency(v_job.project_id);
+    select concurrency into v_concurrency
+    from project_concurrency where project_id = v_job.project_id;
+    if coalesce(count_attempts(v_job.project_id) < v_concurrency, true) then
+      return true;
+    end if;
+  elsif v_reason is null then
+    return true;
+  end if;
+  perform put_in_line(v_job, v_reason);
+  return false;
+end
 $$;
 
 -- The last line of defence for "a finished job never changes": no code path can get round it.
@@ -868,8 +1050,9 @@ $$;
 -- The job that a client sees: the fields of the contract, then what was added to them.
 --
 -- progress   of the running attempt; {"value": 0..1 or null, "step", "message"}
--- queue      how many tickets are served before this one, counted to 1000, and how many unfinished
---            jobs of the same project are older; null unless the job waits for a worker
+-- queue      how many tickets are served before this one, counted to 1000, how many unfinished jobs
+--            of the same project are older, and whether an operator has paused such jobs; null
+--            unless the job waits for a worker
 -- timings    milliseconds: waiting, then running (from the first attempt), then both
 -- rev        what has changed since; the ETag
 create or replace view job_objects as
@@ -885,9 +1068,10 @@ select
     'step', case j.status when 'pending' then 'queued' when 'processing' then 'starting'
       else j.status end,
     'message', null)) as progress,
-  case when t.id is not null then jsonb_build_object(
+  case when t.id is not null or d.reason <> 'retry' then jsonb_build_object(
     'position', ahead.count + 1, 'capped', ahead.count >= 1000,
-    'ahead_in_project', older.count) end as queue,
+    'ahead_in_project', older.count,
+    'paused', exists (select from pauses p where p.kind is null or p.kind = j.kind)) end as queue,
   jsonb_build_object(
     'queue_ms', milliseconds(j.created_at, j.started_at),
     'run_ms', milliseconds(j.started_at, j.completed_at),
@@ -897,22 +1081,28 @@ select
   j.priority, j.metadata,
   j.status = 'processing' and coalesce(l.expires_at < baton_now(), true) as recovering,
   j.rev,
-  d.not_before,  -- of a job that waits for its next try
+  nullif(d.not_before, 'infinity') as not_before,  -- of a job that waits for its next try
   baton_now() as read_at
 from jobs j
 left join leases l on j.status = 'processing' and l.job_id = j.id
 left join job_due d on j.status = 'pending' and d.job_id = j.id
 left join procrastinate_jobs t on j.status = 'pending' and t.id = j.ticket_id and t.status = 'todo'
--- "t.id is not null" inside: as a condition of the join it would be looked at after the counting.
+-- "waits" inside: as a condition of the join it would be looked at after the counting. A job in line
+-- counts as the last of its priority.
+left join lateral (
+  select
+    coalesce(t.priority, d.rank) as priority, coalesce(t.id, 9223372036854775807) as id,
+    t.id is not null or coalesce(d.reason <> 'retry', false) as waits
+) place on true
 left join lateral (
   select count(*)
   from (
     (select 1 from procrastinate_jobs o
-     where t.id is not null and o.status = 'todo' and o.priority = t.priority and o.id < t.id
+     where place.waits and o.status = 'todo' and o.priority = place.priority and o.id < place.id
      limit 1000)
     union all
     (select 1 from procrastinate_jobs o
-     where t.id is not null and o.status = 'todo' and o.priority > t.priority limit 1000)
+     where place.waits and o.status = 'todo' and o.priority > place.priority limit 1000)
     limit 1000
   ) counted
 ) ahead on true
@@ -920,7 +1110,7 @@ left join lateral (
   select count(*)
   from (
     select 1 from jobs o
-    where t.id is not null and o.project_id = j.project_id and o.status in ('pending', 'processing')
+    where place.waits and o.project_id = j.project_id and o.status in ('pending', 'processing')
       and (o.created_at, o.id) < (j.created_at, j.id)
     limit 1000
   ) counted
@@ -997,7 +1187,7 @@ begin
 end
 $$;
 
--- Store a pending job and its ticket, or a failed job when the plan of the project's owner does not
+-- Store a pending job and its ticket, or in line for one, or a failed job when the plan of the project's owner does not
 -- allow it. p_job is what the client said of the job itself: {"priority", "metadata", "webhook_url",
 -- "start_timeout_s", "timeout_s"}, each optional.
 create or replace function store_job(
@@ -1008,6 +1198,8 @@ language plpgsql as $$
 declare
   v_verdict record := assess(p_project_id, p_kind);
   v_refused boolean := v_verdict.error_code is not null;
+  v_reason text := waits_for(p_kind, p_project_id);
+  v_job jobs;
 begin
   insert into jobs (
     id, ticket_id, user_id, project_id, kind, input, fingerprint, credits, from_grants, status,
@@ -1015,7 +1207,8 @@ begin
     start_deadline_at, deadline_at, retry_of)
   values (
     p_id,
-    case when not v_refused then defer_ticket(p_id, p_job ->> 'priority') end,
+    case when not v_refused and v_reason is null
+      then defer_ticket(p_id, p_job ->> 'priority') end,
     p_user_id, p_project_id, p_kind, p_input,
     hashtextextended(p_kind || p_input::text, 0),
     v_verdict.credits,
@@ -1031,6 +1224,29 @@ begin
     -- A day old, an answer is of no use to the one who asked; until then an outage is waited out.
     baton_now() + coalesce((p_job ->> 'timeout_s')::float8, 86400) * interval '1 second',
     p_retry_of);
+  if v_reason is null or v_refused then
+    return;
+  end if;
+  select * into strict v_job from jobs where id = p_id;
+  perform put_in_line(v_job, v_reason);
+  if v_reason = 'concurrency' then
+    perform lock_concurrency(p_project_id);
+    perform let_go(p_project_id, 100);
+  end if;
+end
+$$;
+
+-- The same request once more, as a new job of p_user_id.
+create or replace function store_retry(p_id uuid, p_user_id uuid, p_job jobs) returns void
+language plpgsql as $$
+begin
+  perform store_job(
+    p_id, p_user_id, p_job.project_id, p_job.kind, p_job.input,
+    jsonb_strip_nulls(jsonb_build_object(
+      'priority', p_job.priority, 'metadata', p_job.metadata, 'webhook_url', p_job.webhook_url,
+      'start_timeout_s', extract(epoch from p_job.start_deadline_at - p_job.created_at),
+      'timeout_s', extract(epoch from p_job.deadline_at - p_job.created_at))),
+    p_job.id);
 end
 $$;
 
@@ -1189,13 +1405,7 @@ begin
     raise 'The job is %; only a failed one can be tried again.', v_job.status using errcode = 'BT409';
   end if;
   perform assert_room(v_job.project_id, p_pending_limit);
-  perform store_job(
-    v_id, p_user_id, v_job.project_id, v_job.kind, v_job.input,
-    jsonb_strip_nulls(jsonb_build_object(
-      'priority', v_job.priority, 'metadata', v_job.metadata, 'webhook_url', v_job.webhook_url,
-      'start_timeout_s', extract(epoch from v_job.start_deadline_at - v_job.created_at),
-      'timeout_s', extract(epoch from v_job.deadline_at - v_job.created_at))),
-    v_job.id);
+  perform store_retry(v_id, p_user_id, v_job);
   select o.* into strict job from job_objects o where o.id = v_id;
 end
 $$;
@@ -1216,8 +1426,9 @@ end
 $$;
 
 -- A worker that holds a ticket takes the job. No row: another ticket won, or the job has ended, or it
--- is past a deadline and the sweep, which is about to say so, has only not come yet; or the database
--- is held, and the reconciliation makes a new ticket when it is let go.
+-- is past a deadline and the sweep, which is about to say so, has only not come yet; or an operator
+-- holds the job back; or the database is held, and the reconciliation makes a new ticket when it is
+-- let go.
 create or replace function claim_job(
   p_job_id uuid, p_ticket_id bigint, p_worker text, p_lease_seconds double precision
 ) returns setof jobs
@@ -1226,6 +1437,9 @@ declare
   v_job jobs;
 begin
   if hold_reason() is not null then
+    return;
+  elsif exists (select from pauses union all select from project_concurrency)
+    and not may_run(p_job_id) then
     return;
   end if;
   update jobs
@@ -1727,12 +1941,23 @@ begin
 end
 $$;
 
--- Give a pending job a new ticket. Called under the job's lock.
+-- Give a pending job a new ticket, or put it in line for one. Called under the job's lock.
 create or replace function defer_again(p_job_id uuid) returns void
 language plpgsql as $$
+declare
+  v_job jobs;
+  v_reason text;
 begin
+  select * into v_job from jobs where id = p_job_id;
+  v_reason := waits_for(v_job.kind, v_job.project_id);
+  if v_reason is not null then
+    perform put_in_line(v_job, v_reason);
+    return;
+  end if;
   delete from job_due where job_id = p_job_id;
-  update jobs set ticket_id = defer_ticket(p_job_id, priority) where id = p_job_id;
+  update jobs
+  set ticket_id = defer_ticket(p_job_id, case when front then 'front' else priority end)
+  where id = p_job_id;
 end
 $$;
 
@@ -1926,6 +2151,93 @@ begin
 end
 $$;
 
+-- What operators hold back, made true for the jobs that have been there before: lets go what is held
+-- back no more, and holds back what stands at the head of the queue and should not. Answers how
+-- many; after p_limit there may be more.
+create or replace function wake_held(p_limit int) returns int
+language plpgsql as $$
+declare
+  v_project_id uuid;
+  v_job_id uuid;
+  v_count int := 0;
+  v_moved int;
+begin
+  for v_job_id in
+    select j.id
+    from flows f
+    cross join lateral (
+      select d.job_id, d.rank, d.created_at
+      from job_due d
+      where d.line = f.kind and d.reason = 'paused'
+      order by d.rank desc, d.created_at, d.job_id
+      limit p_limit
+    ) d
+    join jobs j on j.id = d.job_id
+    where j.status = 'pending'
+      and not exists (select from pauses p where p.kind is null or p.kind = f.kind)
+    order by d.rank desc, d.created_at, d.job_id
+    limit p_limit
+    for update of j skip locked
+  loop
+    perform defer_again(v_job_id);
+    v_count := v_count + 1;
+  end loop;
+
+  -- Tries for the locks, because it takes several.
+  for v_project_id in
+    select c.project_id
+    from project_concurrency c
+    where exists (
+      select from job_due d where d.line = c.project_id::text and d.reason = 'concurrency')
+  loop
+    exit when v_count >= p_limit;
+    if pg_try_advisory_xact_lock(hashtextextended('baton concurrency ' || v_project_id, 0)) then
+      v_count := v_count + let_go(v_project_id, p_limit - v_count);
+    end if;
+  end loop;
+
+  if v_count < p_limit and exists (select from pauses union all select from project_concurrency)
+    and pg_try_advisory_xact_lock(hashtextextended('baton wake held', 0)) then
+    with held as (
+      select
+        j.id, j.ticket_id, j.created_at, t.priority, waits.reason,
+        case waits.reason when 'paused' then j.kind else j.project_id::text end as line
+      from (
+        select id, priority, args from procrastinate_jobs
+        where status = 'todo' order by priority desc, id limit 1000
+      ) t
+      join jobs j on j.id = (t.args ->> 'job_id')::uuid and j.ticket_id = t.id
+      cross join lateral (
+        select case
+          when exists (select from pauses p where p.kind is null or p.kind = j.kind) then 'paused'
+          when exists (
+            select from project_concurrency c
+            where c.project_id = j.project_id and c.concurrency is not null)
+            and not exists (
+              select from job_due d where d.job_id = j.id and d.reason = 'admitted')
+            then 'concurrency'
+        end as reason
+      ) waits
+      where j.status = 'pending' and waits.reason is not null
+      order by t.priority desc, t.id
+      limit p_limit - v_count
+      for update of j skip locked
+    ),
+    ended as (
+      delete from procrastinate_jobs t using held where t.id = held.ticket_id
+    )
+    insert into job_due (job_id, not_before, reason, line, rank, created_at)
+    select id, 'infinity', reason, line, priority, created_at from held
+    on conflict (job_id) do update
+    set not_before = excluded.not_before, reason = excluded.reason, line = excluded.line,
+      rank = excluded.rank, created_at = excluded.created_at;
+    get diagnostics v_moved = row_count;
+    v_count := v_count + v_moved;
+  end if;
+  return v_count;
+end
+$$;
+
 -- Jobs that nothing would ever wake: pending for a while, not parked, and without a ticket. Also
 -- gives a processing job that has no lease an expired one, so that the sweep finds it. Answers how
 -- many were mended; only one process at a time looks.
@@ -1942,7 +2254,7 @@ begin
     select j.id
     from jobs j
     where j.status = 'pending' and j.updated_at < baton_now() - interval '10 seconds'
-      and not exists (select from job_due d where d.job_id = j.id)
+      and not exists (select from job_due d where d.job_id = j.id and d.reason <> 'admitted')
       and not exists (select from procrastinate_jobs t where t.id = j.ticket_id)
     limit p_limit
     for update of j skip locked
@@ -2974,6 +3286,301 @@ comment on function ops.set_limit is
 
 -- --- ops: act -----------------------------------------------------------------------------
 
+-- The job, locked; BT404 when there is none.
+create or replace function lock_job(p_job_id uuid) returns jobs
+language plpgsql as $$
+declare
+  v_job jobs;
+begin
+  select * into v_job from jobs where id = p_job_id for update;
+  if not found then
+    raise 'id: there is no job with this id.' using errcode = 'BT404';
+  end if;
+  return v_job;
+end
+$$;
+
+create or replace function assert_kind(p_kind text) returns void
+language plpgsql stable as $$
+begin
+  if not exists (select from flows where kind = p_kind) then
+    raise 'kind: there is no job kind named "%".', p_kind using errcode = 'BT400';
+  end if;
+end
+$$;
+
+-- Answers BT400 unless an operator's batch has a size that leaves the service room.
+create or replace function assert_batch(p_max int) returns void
+language plpgsql immutable as $$
+begin
+  if p_max not between 1 and 10000 or p_max is null then
+    raise 'max: must be 1 to 10000; call again for more.' using errcode = 'BT400';
+  end if;
+end
+$$;
+
+create or replace function assert_project_id(p_project_id uuid) returns void
+language plpgsql stable as $$
+begin
+  if not exists (select from projects p where p.id = p_project_id) then
+    raise 'project_id: there is no project with this id.' using errcode = 'BT404';
+  end if;
+end
+$$;
+
+-- End an unfinished job as the operator, and tell the worker and those who wait for it. The channels
+-- are those of app/queue.py. Called under the job's lock.
+create or replace function cancel_as_operator(p_job jobs, p_reason text) returns void
+language plpgsql as $$
+begin
+  perform end_job(
+    p_job, null, 'cancelled', 'cancelled',
+    format('Cancelled by the operator: %s.', rtrim(p_reason, '. ')),
+    jsonb_build_object('retryable', true, 'attempts', p_job.attempt,
+      'stage', case p_job.status when 'pending' then 'queued' else 'generating' end));
+  if p_job.status = 'processing' then
+    perform pg_notify('procrastinate_queue_v1#jobs', json_build_object(
+      'type', 'abort_job_requested', 'job_id', p_job.ticket_id)::text);
+  end if;
+  perform pg_notify('baton_jobs', p_job.id::text);
+end
+$$;
+
+create or replace function ops.retry_job(id uuid) returns uuid
+language plpgsql security definer
+set search_path = public, pg_temp set lock_timeout = '2s' as $$
+declare
+  v_job jobs := lock_job(retry_job.id);
+  v_new uuid := uuidv7();
+begin
+  if v_job.status <> 'failed' then
+    raise 'id: the job is %; only a failed one can be tried again.', v_job.status
+      using errcode = 'BT409';
+  end if;
+  perform store_retry(v_new, v_job.user_id, v_job);
+  perform audit('retry_job', jsonb_build_object('job_id', v_job.id, 'new_job_id', v_new));
+  return v_new;
+end
+$$;
+comment on function ops.retry_job is
+  'Make a new job of a failed one, for its user, and answer the new id; the plan and its credits apply, '
+  'limits of requests do not. When what made one job fail has been mended.';
+
+create or replace function ops.retry_failed(
+  error_code text, since interval default '24 hours', max int default 1000,
+  kind text default null
+) returns int
+language plpgsql security definer
+set search_path = public, pg_temp set lock_timeout = '2s' as $$
+#variable_conflict use_column
+declare
+  v_job jobs;
+  v_count int := 0;
+begin
+  if retry_failed.error_code not in (
+    'plan_violation', 'quota_exceeded', 'generation_failed', 'no_result', 'cancelled', 'timeout',
+    'worker_lost') or retry_failed.error_code is null then
+    raise 'error_code: there is no error code "%".', retry_failed.error_code using errcode = 'BT400';
+  elsif retry_failed.since <= interval '0' or retry_failed.since is null then
+    raise 'since: must be a time to look back, such as 2 hours.' using errcode = 'BT400';
+  end if;
+  perform assert_batch(retry_failed.max);
+  if retry_failed.kind is not null then
+    perform assert_kind(retry_failed.kind);
+  end if;
+  -- Two calls take turns, or both would find the same jobs.
+  perform pg_advisory_xact_lock(hashtextextended('baton retry failed', 0));
+  for v_job in
+    select j.*
+    from jobs j
+    where j.status = 'failed' and j.error_code = retry_failed.error_code
+      and j.completed_at > baton_now() - retry_failed.since
+      and (retry_failed.kind is null or j.kind = retry_failed.kind)
+      and not exists (select from jobs r where r.retry_of = j.id)
+    order by j.completed_at
+    limit retry_failed.max
+    for key share of j skip locked
+  loop
+    perform store_retry(uuidv7(), v_job.user_id, v_job);
+    v_count := v_count + 1;
+  end loop;
+  perform audit('retry_failed', jsonb_build_object(
+    'error_code', retry_failed.error_code, 'since', retry_failed.since, 'max', retry_failed.max,
+    'kind', retry_failed.kind, 'retried', v_count));
+  return v_count;
+end
+$$;
+comment on function ops.retry_failed is
+  'Retry the jobs that failed with this error_code in the last 24 hours (since), the oldest first, at '
+  'most 1000 (max), of one kind or of all; those that have been retried are left out, so it can be '
+  'called again. Answers how many. After an outage of the provider.';
+
+create or replace function ops.cancel_job(id uuid, reason text) returns boolean
+language plpgsql security definer
+set search_path = public, pg_temp set lock_timeout = '2s' as $$
+declare
+  v_job jobs;
+begin
+  perform assert_text('reason', reason);
+  v_job := lock_job(cancel_job.id);
+  if v_job.status not in ('pending', 'processing') then
+    return false;
+  end if;
+  perform cancel_as_operator(v_job, reason);
+  perform audit('cancel_job', jsonb_build_object('job_id', v_job.id, 'reason', reason));
+  return true;
+end
+$$;
+comment on function ops.cancel_job is
+  'End a job that waits or runs; its client reads the reason, and nothing is charged. False: it had '
+  'ended already. For a job that does harm or that nobody wants.';
+
+create or replace function ops.cancel_project(
+  id uuid, reason text default 'the jobs of this project were cancelled', max int default 1000
+) returns int
+language plpgsql security definer
+set search_path = public, pg_temp set lock_timeout = '2s' as $$
+#variable_conflict use_column
+declare
+  v_id uuid;
+  v_count int := 0;
+begin
+  perform assert_project_id(cancel_project.id);
+  perform assert_text('reason', cancel_project.reason);
+  perform assert_batch(cancel_project.max);
+  -- Those that wait come first, so that none of them starts in the place of one that runs.
+  for v_id in
+    select j.id
+    from jobs j
+    where j.project_id = cancel_project.id and j.status in ('pending', 'processing')
+    order by j.status, j.created_at, j.id
+    limit cancel_project.max
+    for update skip locked
+  loop
+    perform cancel_as_operator(lock_job(v_id), cancel_project.reason);
+    v_count := v_count + 1;
+  end loop;
+  perform audit('cancel_project', jsonb_build_object(
+    'project_id', cancel_project.id, 'reason', cancel_project.reason, 'max', cancel_project.max,
+    'cancelled', v_count));
+  return v_count;
+end
+$$;
+comment on function ops.cancel_project is
+  'End the jobs of a project that wait or run, at most 1000 (max) of them, and answer how many; call '
+  'it again until it answers 0. As ops.cancel_job. For a flood that shall not be worked off.';
+
+create or replace function ops.pause(kind text default null, reason text default null) returns void
+language plpgsql security definer
+set search_path = public, pg_temp set lock_timeout = '2s' as $$
+begin
+  if pause.kind is not null then
+    perform assert_kind(pause.kind);
+  end if;
+  if pause.reason is not null then
+    perform assert_text('reason', pause.reason);
+  end if;
+  insert into pauses as p (kind, reason)
+  values (pause.kind, pause.reason)
+  on conflict do nothing;
+  update pauses p set reason = pause.reason
+  where p.kind is not distinct from pause.kind and pause.reason is not null;
+  perform audit('pause', jsonb_build_object('kind', pause.kind, 'reason', pause.reason));
+end
+$$;
+comment on function ops.pause is
+  'Start no more jobs of a kind, or without one of all kinds, until ops.resume: requests are accepted '
+  'and wait, what runs goes on, deadlines count. When a kind fails, or before work on the provider.';
+
+create or replace function ops.resume(kind text default null) returns boolean
+language plpgsql security definer
+set search_path = public, pg_temp set lock_timeout = '2s' as $$
+declare
+  v_found boolean;
+begin
+  if resume.kind is not null then
+    perform assert_kind(resume.kind);
+    if exists (select from pauses p where p.kind is null) then
+      raise 'kind: all kinds are paused; end that with ops.resume().' using errcode = 'BT409';
+    end if;
+  end if;
+  delete from pauses p where resume.kind is null or p.kind = resume.kind;
+  v_found := found;
+  perform audit('resume', jsonb_build_object('kind', resume.kind, 'was_paused', v_found));
+  return v_found;
+end
+$$;
+comment on function ops.resume is
+  'End a pause, or without a kind all of them; what has waited gets its turn by priority and age, '
+  'within seconds. False: nothing was paused.';
+
+create or replace function ops.set_concurrency(project_id uuid, concurrency int) returns void
+language plpgsql security definer
+set search_path = public, pg_temp set lock_timeout = '2s' as $$
+begin
+  perform assert_project_id(set_concurrency.project_id);
+  if set_concurrency.concurrency not between 0 and 10000 then
+    raise 'concurrency: must be 0 to 10000; null is no limit.' using errcode = 'BT400';
+  end if;
+  insert into project_concurrency (project_id, concurrency)
+  values (set_concurrency.project_id, set_concurrency.concurrency)
+  on conflict on constraint project_concurrency_pkey do update
+  set concurrency = excluded.concurrency;
+  perform audit('set_concurrency', jsonb_build_object(
+    'project_id', set_concurrency.project_id, 'concurrency', set_concurrency.concurrency));
+end
+$$;
+comment on function ops.set_concurrency is
+  'Run at most so many attempts of a project at once; null: no limit, 0: none. What runs goes on, the '
+  'others wait without being in the way of other projects. For a tenant that floods the queue.';
+
+create or replace function ops.prioritize(id uuid) returns boolean
+language plpgsql security definer
+set search_path = public, pg_temp set lock_timeout = '2s' as $$
+#variable_conflict use_column
+declare
+  v_job jobs := lock_job(prioritize.id);
+begin
+  if v_job.status <> 'pending' then
+    return false;
+  end if;
+  update jobs set front = true where id = v_job.id;
+  update procrastinate_jobs set priority = rank_of('front')
+  where id = v_job.ticket_id and status = 'todo';
+  update job_due
+  set rank = rank_of('front'),
+    not_before = case when reason = 'retry' then baton_now() else not_before end
+  where job_id = v_job.id;
+  perform audit('prioritize', jsonb_build_object('job_id', v_job.id));
+  return true;
+end
+$$;
+comment on function ops.prioritize is
+  'Put a waiting job before all others; one that waits for a retry is tried at once, one that is held '
+  'back is the first to be let go. False: it runs or has ended. When somebody important waits.';
+
+create or replace function ops.drain_worker(id bigint) returns boolean
+language plpgsql security definer
+set search_path = public, pg_temp set lock_timeout = '2s' as $$
+#variable_conflict use_column
+declare
+  v_state text := (select w.state from workers w where w.id = drain_worker.id for update);
+begin
+  if v_state is null then
+    raise 'id: there is no worker with this id.' using errcode = 'BT404';
+  elsif v_state <> 'running' then
+    return false;
+  end if;
+  update workers w set state = 'draining' where w.id = drain_worker.id;
+  perform audit('drain_worker', jsonb_build_object('worker_id', drain_worker.id));
+  return true;
+end
+$$;
+comment on function ops.drain_worker is
+  'Let a worker (ops.workers) take no more jobs within 5 seconds, finish what it has or give it back '
+  'after 30, and end; whatever runs it starts a new one. False: it has been told so, or has ended. For '
+  'one that misbehaves, or before its machine goes.';
+
 -- --- Retention ----------------------------------------------------------------------------
 
 -- --- Restored copies ----------------------------------------------------------------------
@@ -3247,7 +3854,7 @@ from (
 ) j
 where j.updated_at < baton_now() - interval '90 seconds' and case j.status
   when 'processing' then not exists (select from leases l where l.job_id = j.id)
-  else not exists (select from job_due d where d.job_id = j.id)
+  else not exists (select from job_due d where d.job_id = j.id and d.reason <> 'admitted')
     and not exists (select from procrastinate_jobs t where t.id = j.ticket_id)
   end;
 
@@ -3523,7 +4130,7 @@ select
 from (
   select j.kind, j.priority, j.status, d.reason, count(*) as jobs, min(j.created_at) as oldest
   from jobs j
-  left join job_due d on d.job_id = j.id
+  left join job_due d on d.job_id = j.id and d.reason <> 'admitted'
   where j.status in ('pending', 'processing')
   group by j.kind, j.priority, j.status, d.reason
 ) counted
@@ -3536,7 +4143,7 @@ comment on column ops.queue_depth.ready is 'Wait for a worker and nothing else.'
 comment on column ops.queue_depth.parked is 'Wait for their next try after a provider error.';
 comment on column ops.queue_depth.paused is 'Wait for ops.resume of their kind.';
 comment on column ops.queue_depth.held is
-  'Wait for others of their project (ops.set_concurrency), or in a copy that was restored.';
+  'Wait for others of their project (ops.set_concurrency).';
 comment on column ops.queue_depth.oldest_ready is 'Since the oldest of the ready ones was asked for.';
 comment on column ops.queue_depth.oldest is 'Since the oldest of all pending ones was asked for.';
 

@@ -515,7 +515,8 @@ async def _shown(request: Request, row: asyncpg.Record) -> Shown:
     """A row of `job_objects`, with what depends on the time and on other jobs."""
     eta = poll_after = None
     if not row["done"]:
-        pace = await request.app.state.pace.of(row["kind"])
+        paused = row["queue"] and row["queue"]["paused"]  # nobody knows for how long
+        pace = None if paused else await request.app.state.pace.of(row["kind"])
         eta = _estimate(row, *pace) if pace else None
         poll_after = _poll_after(row, eta)
     itself = f"/api/v1/jobs/{row['id']}"

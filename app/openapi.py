@@ -340,7 +340,7 @@ _PENDING: dict[str, Any] = {
     "started_at": None,
     "completed_at": None,
     "progress": {"value": 0, "step": "queued", "message": None},
-    "queue": {"position": 1, "capped": False, "ahead_in_project": 0},
+    "queue": {"position": 1, "capped": False, "ahead_in_project": 0, "paused": False},
     "eta": {"start_at": _AT, "done_at": "2026-11-24T08:00:01Z", "basis": "p50_last_200"},
     "timings": {"queue_ms": None, "run_ms": None, "total_ms": None},
     "usage": {**_USAGE, "credits": 0},

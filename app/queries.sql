@@ -454,6 +454,10 @@ select kind, attempt, outcome, error_code from jobs where id = $1;
 -- $1 limit. How many were brought back.
 select wake_due($1);
 
+-- name: wake_held
+-- $1 limit. How many jobs were let go or held back.
+select wake_held($1);
+
 -- name: reconcile_jobs
 -- $1 limit. How many were mended.
 select reconcile_jobs($1);

@@ -21,6 +21,8 @@ TICK = 1.0  # seconds between looks for parked jobs that are due
 SWEEP_TICKS = 5  # expired leases and deadlines; with a lease of 15 s, 20 s to the truth
 RECONCILE_TICKS = 30  # jobs without tickets, tickets without jobs
 BATCH = 200  # jobs a tick; more are left to the next one, and to the other processes
+HELD_BATCH = 500  # jobs that are let go or held back in one transaction
+HELD_FOR = 0.5  # seconds a tick for such transactions when there are many such jobs
 FORGET = 5_000  # old idempotency keys a reconciliation: as many as 160 a second may come
 DEAD_AFTER = 30.0  # seconds without a heartbeat; a worker beats every 5
 LEASE = 15.0  # seconds that a claim or a renewal of tasks/executor.py counts
@@ -55,6 +57,7 @@ class Sweeper:
             try:
                 if not await self.held():
                     await self.wake_once()
+                    await self.wake_held_once()
                     if tick % SWEEP_TICKS == 0:
                         await self.sweep_once()
                     if tick % RECONCILE_TICKS == RECONCILE_TICKS - 1:
@@ -86,6 +89,21 @@ class Sweeper:
             log.info("wake", extra={"jobs": woken})
             self._bell.ring()
         return woken
+
+    async def wake_held_once(self) -> int:
+        """Let jobs go that are held back no more, and hold back those that should be; answers how
+        many. A hundred thousand take minutes; the sweep has its turn between them."""
+        until = time.monotonic() + HELD_FOR
+        total = 0
+        while True:
+            count: int = await self._database.value("wake_held", HELD_BATCH)
+            total += count
+            if count < HELD_BATCH or time.monotonic() > until:
+                break
+        if total:
+            log.info("wake held", extra={"jobs": total})
+            self._bell.ring()
+        return total
 
     async def sweep_once(self) -> int:
         """Bring back the jobs of dead workers, end those past their deadline; answers how many."""

@@ -2,6 +2,9 @@
 
 Half of the jobs are of somebody who may do without limit, half of one whose credits do not suffice.
 
+An operator pauses, resumes, caps, cancels, retries and puts jobs first; the second project may have
+no more than a fixed number of attempts at once all the time.
+
 Several connections at once submit, take tickets, claim, renew, finish once or twice, die silently,
 come back as zombies, cancel, retry, sweep, wake, reconcile, duplicate and delete tickets, while
 the clock is moved along. A seed makes the choices, not the interleaving; the invariants hold for
@@ -29,6 +32,7 @@ WORKERS = 6  # connections that run attempts
 SWEEPERS = 3
 LEASE = 15.0  # seconds
 LIMIT = 40.0  # seconds of the real clock until every job has to have ended
+CAP = 3  # attempts of the second project at once
 COST, MONTHLY, GRANTED = 2, 31, 8  # credits; neither of the latter is what jobs use up evenly
 
 # An artifact as a worker makes it, as small as the columns allow.
@@ -287,6 +291,37 @@ class Model:
                     self.seen["submitted"] += 1
                     self.seen["retried"] += 1
 
+    async def operate(self) -> None:
+        """An operator holds back, lets go, cancels and retries; in the end all is let go."""
+        (_, project), (_, capped) = self.owners
+        calls = [  # how often, what it is called in `seen`, and the call
+            (5, "held", "ops.pause()", ()),
+            (5, "held", "ops.pause('handoff', 'model')", ()),
+            (12, "resumed", "ops.resume()", ()),
+            (6, "limited", "ops.set_concurrency($1, $2)", (project, self.rng.randint(0, 3))),
+            (6, "limited", "ops.set_concurrency($1, null)", (project,)),
+            (8, "put first", "ops.prioritize((select id from jobs order by random() limit 1))", ()),
+            (2, "cancelled", "ops.cancel_project($1, max => 3)", (capped,)),
+            (2, "cancelled", "ops.cancel_project($1, max => 3)", (project,)),
+            (2, "submitted", "ops.retry_failed('cancelled', max => 2)", ()),
+        ]
+        first = self.rng.sample(calls, len(calls))  # each of them happens
+        async with self.connection() as connection:
+            while self.undecided or first:
+                await asyncio.sleep(0.03)
+                await self.tick(connection)
+                [drawn] = self.rng.choices(calls, [c[0] for c in calls])
+                _, name, call, arguments = first.pop() if first else drawn
+                try:
+                    count = await connection.fetchval(f"select {call}", *arguments)
+                except asyncpg.PostgresError as error:
+                    if error.sqlstate not in ("BT404", "55P03"):  # no job yet; it was locked
+                        raise
+                    continue
+                self.seen[name] += count if isinstance(count, int) else 1
+            await connection.execute("select ops.resume()")
+            await connection.execute("select ops.set_concurrency($1, null)", project)
+
     async def sweep(self) -> None:
         """What every process does all the time."""
         async with self.connection() as connection:
@@ -296,6 +331,15 @@ class Model:
                     if await connection.fetchval("select sweep_job($1)", row[0]):
                         self.seen["swept"] += 1
                 self.seen["woken"] += await connection.fetchval("select wake_due(50)")
+                self.seen["moved"] += await connection.fetchval("select wake_held(20)")
+                running = await connection.fetchval(
+                    "select count(*) from leases l join jobs j on j.id = l.job_id"
+                    " where j.project_id = $1",
+                    self.owners[1][1],
+                )
+                self.seen["at the cap"] += running == CAP
+                if running > CAP:
+                    self.wrong.append(f"{running} attempts at once")
                 self.seen["mended"] += await connection.fetchval("select reconcile_jobs(50)")
                 self.seen["tickets mended"] += await connection.fetchval(
                     "select reconcile_tickets(30)"
@@ -320,12 +364,14 @@ async def run(model: Model, sql: asyncpg.Connection) -> None:
     acting = [asyncio.create_task(loop) for loop in loops]
     disturbing = asyncio.create_task(model.disturb())
     minding = asyncio.create_task(model.change_minds())
+    operating = asyncio.create_task(model.operate())
     submitting = asyncio.create_task(model.submit_together())
 
     async def rest() -> None:
         await submitting
         model.undecided = False
         await minding
+        await operating
         while await model.left(sql, tickets=False):
             await asyncio.sleep(0.05)
         model.calm = True
@@ -334,7 +380,7 @@ async def run(model: Model, sql: asyncpg.Connection) -> None:
             await asyncio.sleep(0.05)
 
     resting = asyncio.create_task(rest())
-    everybody = {resting, submitting, disturbing, minding, *acting}
+    everybody = {resting, submitting, disturbing, minding, operating, *acting}
     try:
         async with asyncio.timeout(LIMIT):
             while not resting.done():
@@ -420,6 +466,7 @@ async def test_no_schedule_breaks_an_invariant(
         project = await sql.fetchval("select ops.create_project('model', $1)", user)
         model.owners.append((user, project))
     await sql.execute("select ops.add_credits($1, $2, 'model')", user, GRANTED)
+    await sql.execute("select ops.set_concurrency($1, $2)", project, CAP)
     await sql.execute(AUDIT)
 
     await run(model, sql)
@@ -428,5 +475,6 @@ async def test_no_schedule_breaks_an_invariant(
     assert await violations(model, sql) == {}
     # A schedule in which nothing went wrong would prove nothing.
     happens = "died, fenced, swept, sent twice, claims lost, mended, cancelled, refused"
+    happens += ", held, resumed, limited, moved, at the cap"
     for event in happens.split(", "):
         assert model.seen[event], f"{event} never happened"

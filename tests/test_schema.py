@@ -194,6 +194,10 @@ REFUSED = [
      "state) values (1, 'w', 'h', '1', 1, 'p', 'tired')"),
     ("installation", "one", "insert into installation values (false, '1/2')"),
     ("installation", "held", "insert into installation values (true, '1/2', 'Copied.', null)"),
+    ("job_due", "reason", "insert into job_due (job_id, not_before, reason) "
+     "select id, now(), 'bored' from jobs"),
+    ("project_concurrency", "concurrency", "insert into project_concurrency select id, -1 "
+     "from projects"),
     *((table, "status", LOST.format(table, ROW.replace("}", ', "status": "lost"}')))
       for table in ("handoffs", "insights")),
 ]  # fmt: skip
