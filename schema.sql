@@ -26,7 +26,8 @@
 --   pauses, project_concurrency   what holds them back: a kind is paused, a project has as many
 --                    running attempts as it may
 --   idempotency_keys what a client called a request: asked again, it gets the same job
---   deleted_jobs     which jobs a client deleted: they are gone, not unknown
+--   deleted_jobs     which jobs a client deleted, or retention: they are gone, not unknown
+--   retention        how long what is over is kept, by table, and how far its removal has come
 --   handoffs, insights   the artifacts, one per completed job
 --   charges          what a completed job cost, one row per job
 --   credit_grants    credits beside those of the plan
@@ -688,7 +689,8 @@ alter table jobs
 
 -- Since version 3.
 alter table jobs
-  add column if not exists front boolean not null default false;  -- an operator put it first
+  add column if not exists front boolean not null default false,  -- an operator put it first
+  add column if not exists data_removed boolean not null default false;  -- its artifact is gone
 create index if not exists jobs_retry_of on jobs (retry_of) where retry_of is not null;
 
 -- What is not over yet, however many jobs are: what the sweep and the reconciliation look at.
@@ -735,6 +737,37 @@ create table if not exists deleted_jobs (
   project_id uuid not null references projects on delete cascade,
   deleted_at timestamptz not null default baton_now()
 );
+create index if not exists deleted_jobs_age on deleted_jobs (deleted_at);
+
+-- How long what is over is kept: a job or a delivery from its end, everything else from when it was
+-- stored. Operators change it with ops.set_retention; see the section Retention for who applies it.
+create table if not exists retention (
+  name text primary key,  -- the table
+  keep interval,  -- null: for ever
+  least interval not null,  -- what clients have been promised, or what Baton itself looks back at
+  due_at timestamptz not null default baton_now(),  -- of the next batch
+  rest_until timestamptz,  -- no batch of any table before that: the price of the latest one
+  reached text,  -- up to which key this pass has come; null: it has not begun
+  done_at timestamptz not null default baton_now(),  -- then nothing was there that is too old
+  removed bigint not null default 0,  -- rows, so far
+  error text,  -- why the latest batch failed; null: it did not
+  constraint retention_keep check (keep >= least)
+);
+-- What a team brought in or had made for it stays until somebody says otherwise; so do the charges.
+-- Of the rest: thirteen months, so that a month can be compared with the same one a year ago, or as
+-- long as somebody may come back to it.
+insert into retention (name, keep, least) values
+  ('jobs', '30 days', '1 day'),
+  ('handoffs', null, '1 day'),
+  ('insights', null, '1 day'),
+  ('events', null, '14 days'),  -- that far a handoff may look back
+  ('provider_calls', '400 days', '62 days'),  -- this month and the last
+  ('charges', null, '62 days'),
+  ('webhook_deliveries', '30 days', '1 day'),
+  ('deleted_jobs', '30 days', '1 day'),
+  ('idempotency_keys', '2 days', '2 days'),
+  ('audit', '400 days', '90 days')
+on conflict do nothing;
 
 -- What a client that follows a job is told, in order and without gaps: two changes of a job wait for
 -- each other's commit, so whoever has read up to a seq has missed nothing before it.
@@ -824,6 +857,23 @@ alter table procrastinate_jobs set (
 alter table procrastinate_events set (
   autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000,
   autovacuum_vacuum_cost_delay = 0);
+
+-- Procrastinate's log of a ticket: two rows, written and deleted with it, which nobody reads;
+-- job_events says more and stays. The triggers are switched off and not dropped, so that a migration
+-- of Procrastinate finds them.
+do $$
+declare
+  v_trigger text;
+begin
+  for v_trigger in
+    select tgname from pg_trigger
+    where tgrelid = 'procrastinate_jobs'::regclass and not tgisinternal and tgenabled <> 'D'
+      and tgname ~ '^procrastinate_trigger_.*_events_'
+  loop
+    execute format('alter table procrastinate_jobs disable trigger %I', v_trigger);
+  end loop;
+end
+$$;
 
 -- A ticket for a job, for one generic task: an API and a worker of different versions understand
 -- each other. Queue and task are also named in app/queue.py.
@@ -1055,6 +1105,7 @@ $$;
 --            unless the job waits for a worker
 -- timings    milliseconds: waiting, then running (from the first attempt), then both
 -- rev        what has changed since; the ETag
+-- expires_at when an ended job is removed; data_removed: its artifact has been already
 create or replace view job_objects as
 select
   j.id, j.project_id, j.kind, j.status, j.result_kind, j.result_id, j.error, j.error_code,
@@ -1082,7 +1133,9 @@ select
   j.status = 'processing' and coalesce(l.expires_at < baton_now(), true) as recovering,
   j.rev,
   nullif(d.not_before, 'infinity') as not_before,  -- of a job that waits for its next try
-  baton_now() as read_at
+  baton_now() as read_at,
+  j.data_removed,
+  j.completed_at + (select r.keep from retention r where r.name = 'jobs') as expires_at
 from jobs j
 left join leases l on j.status = 'processing' and l.job_id = j.id
 left join job_due d on j.status = 'pending' and d.job_id = j.id
@@ -1351,7 +1404,7 @@ begin
   join project_access a on a.project_id = d.project_id and a.user_id = p_user_id
   where d.id = p_job_id;
   if found then
-    raise 'This job has been deleted.' using errcode = 'BT411';
+    raise 'This job is gone: it has been deleted, or its time was over.' using errcode = 'BT411';
   end if;
   raise 'job_id: no job with this id is visible to this key.' using errcode = 'BT404';
 end
@@ -1421,6 +1474,8 @@ begin
       using errcode = 'BT409';
   end if;
   delete from jobs where id = p_job_id;
+  delete from handoffs where job_id = p_job_id;
+  delete from insights where job_id = p_job_id;
   insert into deleted_jobs (id, project_id) values (p_job_id, v_job.project_id);
 end
 $$;
@@ -1509,7 +1564,7 @@ $$;
 
 create table if not exists handoffs (
   id uuid primary key default uuidv7(),
-  job_id uuid not null unique references jobs on delete cascade,
+  job_id uuid not null unique,  -- of a job that may be gone: an artifact can be kept longer
   lease_token uuid not null,
   user_id uuid not null references users,
   project_id uuid not null references projects on delete cascade,
@@ -1536,7 +1591,7 @@ create index if not exists handoffs_recent on handoffs (project_id, created_at d
 
 create table if not exists insights (
   id uuid primary key default uuidv7(),
-  job_id uuid not null unique references jobs on delete cascade,
+  job_id uuid not null unique,  -- of a job that may be gone: an artifact can be kept longer
   lease_token uuid not null,
   requested_by uuid not null references users,
   project_id uuid not null references projects on delete cascade,
@@ -1599,6 +1654,31 @@ create index if not exists charges_from_grants on charges (payer_id) include (fr
 -- Since version 2.
 alter table handoffs add column if not exists prompt_version text;
 alter table insights add column if not exists prompt_version text;
+
+-- Until version 2 an artifact went with its job.
+do $$
+begin
+  if exists (select from pg_constraint where conname = 'handoffs_job_id_fkey') then
+    alter table handoffs drop constraint handoffs_job_id_fkey;
+    alter table insights drop constraint insights_job_id_fkey;
+  end if;
+end
+$$;
+
+-- A job says when its artifact is gone, whoever removed it.
+create or replace function note_removed_data() returns trigger
+language plpgsql as $$
+begin
+  update jobs
+  set data_removed = true, rev = rev + 1, updated_at = baton_now()
+  where id = any (array(select job_id from removed)) and not data_removed;
+  return null;
+end
+$$;
+create or replace trigger handoffs_removed after delete on handoffs
+  referencing old table as removed for each statement execute function note_removed_data();
+create or replace trigger insights_removed after delete on insights
+  referencing old table as removed for each statement execute function note_removed_data();
 
 -- --- Credits ------------------------------------------------------------------------------
 --
@@ -2058,23 +2138,6 @@ language sql stable as $$
    order by start_deadline_at limit p_limit)
 $$;
 
--- Idempotency keys older than two days, which is twice what a client may count on. Answers how many
--- were forgotten.
-create or replace function forget_keys(p_limit int) returns bigint
-language sql as $$
-  with forgotten as (
-    delete from idempotency_keys
-    where ctid in (
-      select ctid from idempotency_keys
-      where created_at < baton_now() - interval '2 days'
-      order by created_at
-      limit p_limit
-      for update skip locked)
-    returning 1
-  )
-  select count(*) from forgotten
-$$;
-
 -- One job, one transaction: whoever holds the job's lock is busy with it, so it is skipped, and the
 -- lease is looked at again under the lock. Answers the job's new status, or null for no change.
 --
@@ -2480,7 +2543,7 @@ begin
     'started_at', rfc3339(v_row.started_at), 'completed_at', rfc3339(v_row.completed_at),
     'cancel_requested_at', rfc3339(v_row.cancel_requested_at),
     'start_deadline_at', rfc3339(v_row.start_deadline_at),
-    'deadline_at', rfc3339(v_row.deadline_at),
+    'deadline_at', rfc3339(v_row.deadline_at), 'expires_at', rfc3339(v_row.expires_at),
     'eta', null,
     'urls', jsonb_build_object(
       'self', v_self, 'cancel', v_self || '/cancel', 'retry', v_self || '/retry',
@@ -3582,6 +3645,298 @@ comment on function ops.drain_worker is
   'one that misbehaves, or before its machine goes.';
 
 -- --- Retention ----------------------------------------------------------------------------
+--
+-- Workers remove what is older than the table retention says, in batches, of which only one runs at
+-- a time and after which all rest for three times as long as it took: a backlog of any size uses
+-- a quarter of one connection. A pass goes through a table by a key that grows with time, from where
+-- the last batch stopped, so that it does not walk over what it has removed and vacuum has not. For
+-- most tables the key is the primary key: ids of version 7 begin with the time, and need no other
+-- index. An hour after a pass the next begins. A copy that is held removes nothing.
+
+-- The lowest id of version 7 of a time.
+create or replace function uuid_at(p_time timestamptz) returns uuid
+language sql immutable as $$
+  select rpad(lpad(
+    to_hex((extract(epoch from greatest(p_time, 'epoch')) * 1000)::bigint), 12, '0'), 32, '0')::uuid
+$$;
+
+-- Remove rows of a table of retention that are from before p_before, beginning with the key p_from
+-- (null: the lowest), at most p_limit. What somebody has locked, and what is still needed, stays.
+-- Answers how many were removed and up to which key; a null key: there are no more.
+create or replace function remove_old(
+  p_name text, p_before timestamptz, p_from text, p_limit int, out removed int, out reached text
+) language plpgsql as $$
+declare
+  v_id uuid := uuid_at(p_before);
+  v_from uuid := case when p_name in ('jobs', 'handoffs', 'insights', 'events', 'charges')
+    then coalesce(p_from, '00000000-0000-0000-0000-000000000000')::uuid end;
+  v_from_time timestamptz := case
+    when p_name in ('provider_calls', 'deleted_jobs', 'idempotency_keys', 'audit')
+    then coalesce(p_from, '-infinity')::timestamptz end;
+  v_ids uuid[];
+  v_rows tid[];
+begin
+  case p_name
+  when 'jobs' then  -- with their logs and deliveries; one that is still to be delivered stays
+    v_ids := array(
+      select j.id from jobs j
+      where j.id >= v_from and j.id < v_id and j.completed_at < p_before
+        and not exists (
+          select from webhook_deliveries d where d.job_id = j.id and d.next_attempt_at is not null)
+      order by j.id limit p_limit for update skip locked);
+    with gone as (
+      delete from jobs where id = any (v_ids) returning id, project_id
+    )
+    insert into deleted_jobs (id, project_id) select id, project_id from gone on conflict do nothing;
+    reached := v_ids[p_limit];
+  when 'handoffs' then  -- job before artifact, as everywhere
+    v_ids := array(
+      select id from handoffs
+      where id >= v_from and id < v_id and created_at < p_before order by id limit p_limit);
+    perform from jobs
+    where id in (select job_id from handoffs where id = any (v_ids)) order by id for update;
+    delete from handoffs where id = any (v_ids);
+    reached := v_ids[p_limit];
+  when 'insights' then
+    v_ids := array(
+      select id from insights
+      where id >= v_from and id < v_id and created_at < p_before order by id limit p_limit);
+    perform from jobs
+    where id in (select job_id from insights where id = any (v_ids)) order by id for update;
+    delete from insights where id = any (v_ids);
+    reached := v_ids[p_limit];
+  when 'events' then
+    v_ids := array(
+      select id from events
+      where id >= v_from and id < v_id and created_at < p_before
+      order by id limit p_limit for update skip locked);
+    delete from events where id = any (v_ids);
+    reached := v_ids[p_limit];
+  when 'charges' then  -- what grants have paid stays paid: one row instead of many
+    v_ids := array(
+      select job_id from charges
+      where job_id >= v_from and job_id < v_id and created_at < p_before
+      order by job_id limit p_limit for update skip locked);
+    with gone as (
+      delete from charges where job_id = any (v_ids) returning payer_id, from_grants
+    )
+    insert into credit_grants (user_id, credits, reason)
+    select payer_id, -sum(from_grants), 'used by jobs whose charges have been removed'
+    from gone
+    join users u on u.id = payer_id
+    group by payer_id
+    having sum(from_grants) > 0;
+    reached := v_ids[p_limit];
+  when 'webhook_deliveries' then  -- with their attempts; what waits stays
+    with gone as (
+      delete from webhook_deliveries
+      where id in (
+        select id from webhook_deliveries
+        where id >= coalesce(p_from, '') and id < 'msg_' || replace(v_id::text, '-', '')
+          and ended_at < p_before
+        order by id limit p_limit for update skip locked)
+      returning id
+    )
+    select count(*), max(id) into removed, reached from gone;
+  when 'provider_calls' then
+    v_rows := array(
+      select ctid from provider_calls
+      where created_at >= v_from_time and created_at < p_before
+      order by created_at limit p_limit for update skip locked);
+    with gone as (delete from provider_calls where ctid = any (v_rows) returning created_at)
+    select count(*), max(created_at) into removed, reached from gone;
+  when 'deleted_jobs' then
+    v_rows := array(
+      select ctid from deleted_jobs
+      where deleted_at >= v_from_time and deleted_at < p_before
+      order by deleted_at limit p_limit for update skip locked);
+    with gone as (delete from deleted_jobs where ctid = any (v_rows) returning deleted_at)
+    select count(*), max(deleted_at) into removed, reached from gone;
+  when 'idempotency_keys' then
+    v_rows := array(
+      select ctid from idempotency_keys
+      where created_at >= v_from_time and created_at < p_before
+      order by created_at limit p_limit for update skip locked);
+    with gone as (delete from idempotency_keys where ctid = any (v_rows) returning created_at)
+    select count(*), max(created_at) into removed, reached from gone;
+  when 'audit' then
+    v_rows := array(
+      select ctid from ops.audit
+      where at >= v_from_time and at < p_before
+      order by at limit p_limit for update skip locked);
+    with gone as (delete from ops.audit where ctid = any (v_rows) returning at)
+    select count(*), max(at) into removed, reached from gone;
+  end case;
+  removed := coalesce(removed, cardinality(v_ids));
+  if removed < p_limit then
+    reached := null;
+  end if;
+end
+$$;
+
+-- Run the batch that is due, if one is and no other runs: what a worker calls again and again.
+-- Answers the seconds until it should do so once more. A table that cannot be cleaned up, say
+-- because its rows are locked, is tried again ten minutes later and is not in the way of the others.
+create or replace function apply_retention(p_limit int) returns double precision
+language plpgsql security definer set search_path = public, pg_temp as $$
+declare
+  v_due retention;
+  v_removed int;
+  v_reached text;
+  v_error text;
+  v_rest interval;
+begin
+  if not pg_try_advisory_xact_lock(hashtextextended('baton retention', 0))
+    or exists (select from retention where rest_until > baton_clock()) then
+    return 1;
+  end if;
+  if hold_reason() is not null then
+    return 10;
+  end if;
+  select * into v_due
+  from retention
+  where keep is not null and due_at <= baton_now()
+  order by due_at, name
+  limit 1;
+  if not found then
+    return 10;
+  end if;
+  begin
+    select removed, reached into v_removed, v_reached
+    from remove_old(v_due.name, baton_now() - v_due.keep, v_due.reached, p_limit);
+  exception when others then
+    v_error := left(sqlerrm, 300);
+  end;
+  v_rest := least(3 * (clock_timestamp() - statement_timestamp()), '30 seconds');
+  update retention
+  set
+    due_at = case
+      when v_error is not null then baton_now() + interval '10 minutes'
+      when v_reached is null then baton_now() + interval '1 hour'
+      else baton_now() end,
+    rest_until = baton_clock() + v_rest,
+    reached = v_reached,
+    done_at = case when v_error is null and v_reached is null then baton_now() else done_at end,
+    removed = removed + coalesce(v_removed, 0),
+    error = v_error
+  where name = v_due.name;
+  return extract(epoch from v_rest);
+end
+$$;
+
+-- of version 2; away in version 4
+create or replace function forget_keys(p_limit int) returns bigint
+language sql as $$
+  select removed::bigint
+  from remove_old('idempotency_keys', baton_now() - interval '2 days', null, p_limit)
+$$;
+
+-- The row of retention by that name, if p_keep may be asked of it; p_argument is how the caller
+-- calls it.
+create or replace function assert_retention(p_name text, p_argument text, p_keep interval) returns void
+language plpgsql stable as $$
+declare
+  v_least interval := (select least from retention where name = p_name);
+begin
+  if v_least is null then
+    raise 'name: there is no retention of "%"; there is one of: %.', p_name,
+      (select string_agg(name, ', ' order by name) from retention) using errcode = 'BT404';
+  end if;
+  if p_keep < v_least then
+    raise '%: % are kept for at least %.', p_argument, p_name, v_least using errcode = 'BT400';
+  end if;
+  if p_keep > interval '100 years' then
+    raise '%: must be 100 years at most, or null for ever.', p_argument using errcode = 'BT400';
+  end if;
+end
+$$;
+
+create or replace function ops.set_retention(name text, keep interval) returns void
+language plpgsql security definer set search_path = public, pg_temp set lock_timeout = '2s' as $$
+begin
+  perform assert_retention(set_retention.name, 'keep', set_retention.keep);
+  update retention r
+  set keep = set_retention.keep, due_at = baton_now(), reached = null, done_at = baton_now()
+  where r.name = set_retention.name;
+  perform audit('set_retention', jsonb_build_object(
+    'name', set_retention.name, 'keep', set_retention.keep));
+end
+$$;
+comment on function ops.set_retention is
+  'Say how long the rows of a table are kept (see ops.retention): ended jobs and deliveries from '
+  'their end, the others from when they were stored. Null: for ever. Workers begin with it within '
+  'seconds and remove a backlog in small batches.';
+
+create or replace function ops.purge(
+  older_than interval, name text default 'jobs', max int default 10000,
+  out removed int, out more boolean
+)
+language plpgsql security definer set search_path = public, pg_temp set lock_timeout = '2s' as $$
+declare
+  v_reached text;
+begin
+  if older_than is null then
+    raise 'older_than: must be an interval, such as ''30 days''.' using errcode = 'BT400';
+  end if;
+  perform assert_batch(purge.max);
+  perform assert_retention(purge.name, 'older_than', older_than);
+  select r.removed, r.reached into purge.removed, v_reached
+  from remove_old(purge.name, baton_now() - older_than, null, purge.max) r;
+  more := v_reached is not null;
+  update retention r set removed = r.removed + purge.removed where r.name = purge.name;
+  perform audit('purge', jsonb_build_object(
+    'older_than', older_than, 'name', purge.name, 'max', purge.max, 'removed', purge.removed));
+end
+$$;
+comment on function ops.purge is
+  'Remove now what is older, at most max rows a call; more: call again. For ended jobs (their '
+  'artifacts stay; clients get 410), or for another table of ops.retention by name. For what is to '
+  'happen every day there is ops.set_retention. In psql: select * from ops.purge(''7 days'') \watch 1';
+
+create or replace view ops.retention as
+select
+  r.name, r.keep, r.least, greatest(c.reltuples, 0)::bigint as rows, pg_total_relation_size(c.oid) as bytes,
+  case r.name
+    when 'jobs' then (select created_at from jobs order by id limit 1)
+    when 'handoffs' then (select created_at from handoffs order by id limit 1)
+    when 'insights' then (select created_at from insights order by id limit 1)
+    when 'events' then (select created_at from events order by id limit 1)
+    when 'charges' then (select created_at from charges order by job_id limit 1)
+    when 'webhook_deliveries' then (select created_at from webhook_deliveries order by id limit 1)
+    when 'provider_calls' then (select min(created_at) from provider_calls)
+    when 'deleted_jobs' then (select min(deleted_at) from deleted_jobs)
+    when 'idempotency_keys' then (select min(created_at) from idempotency_keys)
+    when 'audit' then (select min(at) from ops.audit)
+  end as oldest,
+  r.removed, r.done_at, r.reached is not null as running, r.error,
+  r.keep is not null and r.done_at < baton_now() - interval '1 day' as behind
+from retention r
+join pg_class c on c.oid = case r.name
+  when 'audit' then 'ops.audit'::regclass else to_regclass('public.' || r.name) end;
+comment on view ops.retention is
+  'How long each table keeps its rows (null: for ever; least: what may be set at least), about how '
+  'many rows it has, its bytes with indexes, its oldest row, how many rows have been removed so far, '
+  'and since when nothing is there that is too old. behind: that was more than a day ago. Change it '
+  'with ops.set_retention, or remove at once with ops.purge.';
+
+-- Vacuum. The tables through which every job passes keep few live rows, and a share of few is soon
+-- reached anyway: what counts is that it comes early and is not slowed down. Tables that keep rows
+-- are vacuumed, and so give room back to new ones, when a twentieth of them is dead instead of a
+-- fifth. Measured in docs/retention.md.
+alter table leases set (
+  autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500,
+  autovacuum_vacuum_cost_delay = 0);
+alter table job_due set (
+  autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500,
+  autovacuum_vacuum_cost_delay = 0);
+alter table jobs set (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000);
+alter table job_events set (autovacuum_vacuum_scale_factor = 0.05);
+alter table webhook_deliveries set (
+  autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000);
+alter table idempotency_keys set (autovacuum_vacuum_scale_factor = 0.05);
+alter table handoffs set (autovacuum_vacuum_scale_factor = 0.05);
+alter table events set (autovacuum_vacuum_scale_factor = 0.05);
+alter table provider_calls set (autovacuum_vacuum_scale_factor = 0.05);
 
 -- --- Restored copies ----------------------------------------------------------------------
 --
@@ -3764,6 +4119,10 @@ from (values
    'Dead rows of the table of the queue that has the most: taking a job slows down.',
    'Is something holding them (oldest_xmin, slot_xmin, oldest_prepared)? Else: vacuum the table that '
    'the detail names.'),
+  ('retention_behind', 86400, 'seconds',
+   'Some table has had rows for this long that are older than its retention: it grows.',
+   'See ops.retention: error says why, removed whether it goes on. It needs a worker. '
+   'ops.purge removes by hand.'),
   ('notification_queue', 0.1, 'ratio',
    'How full the queue of notifications is: a session listens and does not read. Full, it stops '
    'everything that notifies.',
@@ -3860,14 +4219,12 @@ where j.updated_at < baton_now() - interval '90 seconds' and case j.status
 
 -- Tickets in the hands of nobody.
 create or replace view lost_tickets as
-select t.id as ticket_id, job_of_ticket(t.args) as job_id, taken.at as since
+select t.id as ticket_id, job_of_ticket(t.args) as job_id, j.updated_at as since
 from procrastinate_jobs t
 left join procrastinate_workers w on w.id = t.worker_id
-cross join lateral (
-  select max(e.at) as at from procrastinate_events e where e.job_id = t.id and e.type = 'started'
-) taken
+left join jobs j on j.id = job_of_ticket(t.args)
 where t.status = 'doing' and (w.id is null or w.last_heartbeat < now() - interval '90 seconds')
-  and (taken.at is null or taken.at < now() - interval '90 seconds');
+  and (j.id is null or j.updated_at < baton_now() - interval '90 seconds');
 
 create or replace view ops.checks as
 with measured (name, value, detail) as (
@@ -4024,6 +4381,10 @@ with measured (name, value, detail) as (
   from unnest(array['procrastinate_jobs', 'procrastinate_events', 'leases', 'job_due']) tables (name)
   cross join lateral pg_stat_get_dead_tuples(tables.name::regclass) as dead
   union all
+  select 'retention_behind', greatest(0, seconds_since(min(done_at))),
+    (array_agg(name order by done_at))[1]
+  from retention where keep is not null
+  union all
   select 'notification_queue', round(pg_notification_queue_usage()::numeric, 7), null
   union all
   select 'connections',
@@ -4108,7 +4469,8 @@ cross join lateral jsonb_to_record(told.columns) as columns (
   notification_queue numeric, notification_queue_threshold numeric, notification_queue_ok boolean,
   connections numeric, connections_threshold numeric, connections_ok boolean,
   transaction_ids bigint, transaction_ids_threshold bigint, transaction_ids_ok boolean,
-  invalid_indexes bigint, invalid_indexes_threshold bigint, invalid_indexes_ok boolean
+  invalid_indexes bigint, invalid_indexes_threshold bigint, invalid_indexes_ok boolean,
+  retention_behind interval, retention_behind_threshold interval, retention_behind_ok boolean
 );
 comment on view ops.health is
   'Is all well? One row to look at first, and for a monitor to alert on when ok is false: failing names '

@@ -47,5 +47,5 @@ async def visible_project(request: Request, project_id: str) -> str:
 async def missing_job(request: Request, job_id: str) -> ApiError:
     """What to raise for a job that is not there: `Gone` if the caller could see it once."""
     if await request.app.state.database.value("is_deleted", request.state.user_id, job_id):
-        return Gone("This job has been deleted.")
+        return Gone("This job is gone: it has been deleted, or its time was over.")
     return not_found("job_id")

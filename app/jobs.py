@@ -536,7 +536,8 @@ _FIELDS = (
     *("id", "project_id", "kind", "status", "result_kind", "result_id", "error", "error_code"),
     *("error_meta", "created_at", "updated_at", "done", "outcome", "attempt", "retry_of"),
     *("started_at", "completed_at", "cancel_requested_at", "start_deadline_at", "deadline_at"),
-    *("progress", "queue", "timings", "usage", "priority", "metadata", "recovering"),
+    *("expires_at", "data_removed", "progress", "queue", "timings", "usage", "priority"),
+    *("metadata", "recovering"),
 )
 
 

@@ -319,6 +319,8 @@ _JOB: dict[str, Any] = {
     "cancel_requested_at": None,
     "start_deadline_at": None,
     "deadline_at": "2026-11-25T08:00:00Z",
+    "expires_at": "2026-12-24T08:00:00Z",
+    "data_removed": False,
     "progress": {"value": 1, "step": "completed", "message": None},
     "queue": None,
     "eta": None,
@@ -339,6 +341,7 @@ _PENDING: dict[str, Any] = {
     "attempt": 0,
     "started_at": None,
     "completed_at": None,
+    "expires_at": None,
     "progress": {"value": 0, "step": "queued", "message": None},
     "queue": {"position": 1, "capped": False, "ahead_in_project": 0, "paused": False},
     "eta": {"start_at": _AT, "done_at": "2026-11-24T08:00:01Z", "basis": "p50_last_200"},
@@ -364,6 +367,7 @@ _FAILED: dict[str, Any] = {
     "outcome": "cancelled",
     "completed_at": _AT,
     "cancel_requested_at": _AT,
+    "expires_at": "2026-12-24T08:00:00Z",
     "timings": {"queue_ms": 4, "run_ms": 87, "total_ms": 91},
 }
 _HANDOFF = {

@@ -462,9 +462,9 @@ select wake_held($1);
 -- $1 limit. How many were mended.
 select reconcile_jobs($1);
 
--- name: forget_keys
--- $1 limit. How many idempotency keys were too old to keep.
-select forget_keys($1);
+-- name: apply_retention
+-- $1 rows at most. Seconds until it is worth asking again.
+select apply_retention($1);
 
 -- name: reconcile_tickets
 -- $1 seconds after which a silent worker is dead. How many were returned or dropped.

@@ -530,6 +530,13 @@ class Job(JobStart):
     cancel_requested_at: Time | None
     start_deadline_at: Time | None
     deadline_at: Time = Field(description="Not done by then, it fails with `timeout`.")
+    expires_at: Time | None = Field(
+        description="When the job is removed and answers 410; null until it has ended, and when it "
+        "is kept for ever. Its artifact may be kept longer."
+    )
+    data_removed: bool = Field(
+        description="Its artifact was kept as long as artifacts are; the result is null."
+    )
     progress: Progress
     queue: QueuePosition | None = Field(description="While it waits for a worker.")
     eta: Estimate | None = Field(description="While it is not done and there is experience.")

@@ -24,6 +24,7 @@ from app.connector import AsyncpgConnector
 from app.db import Database, DatabaseError, Unavailable, open_database
 from app.exporter import Exporter, listening
 from app.queue import GENERATE, QUEUE, Bell, hung_bell, make_queue
+from app.retention import apply_retention
 from app.settings import Settings
 from app.sweeper import Sweeper
 from tasks.breaker import Breaker
@@ -351,6 +352,7 @@ async def run_worker(settings: Settings) -> None:
             on_hold=lambda: sweeper.hold_reason is not None,
         )
         await stack.enter_async_context(background(sweeper.run()))
+        await stack.enter_async_context(background(apply_retention(database)))
         await stack.enter_async_context(background(executor.renew_forever()))
         await stack.enter_async_context(background(deliverer.run()))
         await stack.enter_async_context(background(executor.report_forever()))

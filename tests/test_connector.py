@@ -105,8 +105,14 @@ async def test_a_ticket_can_be_cancelled_or_its_run_aborted(tickets: procrastina
     assert list(await queue.list_jobs_to_abort_async(queue="other")) == []
 
 
+@pytest.fixture
+async def ticket_log(sql: asyncpg.Connection) -> None:
+    """Procrastinate's log of tickets, which Baton has switched off: two of its queries read it."""
+    await sql.execute("alter table procrastinate_jobs enable trigger user")
+
+
 async def test_tickets_of_silent_workers_are_stalled(
-    tickets: procrastinate.App, sql: asyncpg.Connection
+    tickets: procrastinate.App, ticket_log: None, sql: asyncpg.Connection
 ) -> None:
     queue = tickets.job_manager
     worker_id = await queue.register_worker()
@@ -139,7 +145,7 @@ async def test_a_worker_that_leaves_is_gone(
 
 
 async def test_old_tickets_are_deleted_and_younger_ones_are_kept(
-    tickets: procrastinate.App, sql: asyncpg.Connection
+    tickets: procrastinate.App, ticket_log: None, sql: asyncpg.Connection
 ) -> None:
     queue = tickets.job_manager
     for made in await queue.batch_defer_jobs_async([job(), job()]):

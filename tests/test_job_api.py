@@ -773,23 +773,6 @@ async def test_a_key_that_is_none_is_named(caller: Caller, key: str) -> None:
         assert answer.json()["error"].startswith("Idempotency-Key: ")
 
 
-async def test_keys_are_forgotten_after_two_days_and_not_after_one(
-    caller: Caller, database: Database, sql: asyncpg.Connection
-) -> None:
-    for key in ("old", "new"):
-        await caller.http.post(
-            "/handoffs",
-            json={"project_id": caller.project_id},
-            headers={"Idempotency-Key": key},
-        )
-    await sql.execute(
-        "update idempotency_keys set created_at = created_at - case key "
-        "when 'old' then interval '49 hours' else interval '25 hours' end"
-    )
-    assert await database.value("forget_keys", 100) == 1
-    assert await sql.fetchval("select key from idempotency_keys") == "new"
-
-
 async def test_a_request_can_join_the_running_job_of_the_same_request(
     caller: Caller, sql: asyncpg.Connection
 ) -> None:

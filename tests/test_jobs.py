@@ -21,7 +21,7 @@ CONTRACT = {
 ADDITIONS = {
     *("done", "outcome", "attempt", "retry_of", "started_at", "completed_at", "deadline_at"),
     *("cancel_requested_at", "start_deadline_at", "progress", "queue", "eta", "timings", "usage"),
-    *("priority", "metadata", "recovering", "urls"),
+    *("priority", "metadata", "recovering", "expires_at", "data_removed", "urls"),
 }
 KINDS = {
     "correlation": "cross_source_correlation",

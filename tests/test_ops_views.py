@@ -235,7 +235,7 @@ async def lost_ticket(site: Site) -> AsyncIterator[None]:
     await site.submit()
     await site.sql.execute(
         "update procrastinate_jobs set status = 'doing', worker_id = null;"
-        "update procrastinate_events set at = at - interval '2 minutes'"
+        "update jobs set updated_at = updated_at - interval '2 minutes'"
     )
     yield
     assert await site.sql.fetchval("select reconcile_tickets(30)") == 1
@@ -383,6 +383,18 @@ async def old_rows(site: Site) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
+async def old_retention(site: Site) -> AsyncIterator[None]:
+    await site.sql.execute(
+        "update retention set done_at = baton_now() - interval '25 hours' "
+        "where name in ('jobs', 'events')"  # events are kept for ever
+    )
+    yield
+    for _ in range(10):
+        await site.sql.execute("update retention set rest_until = null")
+        await site.sql.execute("select apply_retention(10)")
+
+
+@asynccontextmanager
 async def invalid_index(site: Site) -> AsyncIterator[None]:
     await site.sql.execute("create table t as select 1 as a from generate_series(1, 2)")
     with pytest.raises(asyncpg.UniqueViolationError):
@@ -417,6 +429,7 @@ CONDITIONS: list[tuple[Any, str, str]] = [  # what is done, the check, and a cau
     (open_transaction, "oldest_transaction", ""),
     (open_snapshot, "oldest_xmin", ""),
     (dead_rows, "dead_tuples", ""),
+    (old_retention, "retention_behind", ""),
     (deaf_listener, "notification_queue", ""),
     (many_connections, "connections", ""),
     (old_rows, "transaction_ids", ""),

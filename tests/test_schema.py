@@ -168,6 +168,7 @@ REFUSED = [
     ("credit_grants", "credits", "insert into credit_grants (user_id, credits, reason) "
      "select id, 0, 'x' from users"),
     ("jobs", "from_grants", "update jobs set from_grants = -1"),
+    ("retention", "keep", "update retention set keep = least - interval '1 second'"),
     ("model_prices", "prompt", "insert into model_prices values ('m', -1, 0)"),
     ("model_prices", "completion", "insert into model_prices values ('m', 0, -1)"),
     *(("webhook_endpoints", about, "insert into webhook_endpoints (project_id, url, types) "

@@ -53,19 +53,6 @@ async def test_a_job_past_its_deadline_is_not_started_before_the_sweep_comes(
     assert (await caller.job(job_id))["job"]["outcome"] == "expired"
 
 
-async def test_old_keys_are_forgotten_faster_than_a_busy_service_gets_new_ones(
-    caller: Caller, sql: asyncpg.Connection, sweeper: Sweeper
-) -> None:
-    await sql.execute(
-        "insert into idempotency_keys (user_id, route, key, fingerprint, job_id, created_at) "
-        "select $1, 'handoff', n::text, sha256(''), uuidv7(), baton_now() - interval '49 hours' "
-        "from generate_series(1, 3000) n",  # of 30 seconds, at 100 a second
-        caller.user_id,
-    )
-    await sweeper.reconcile_once()
-    assert await sql.fetchval("select count(*) from idempotency_keys") == 0
-
-
 async def test_a_job_of_a_dead_worker_goes_back_with_a_new_ticket(
     caller: Caller, sql: asyncpg.Connection, sweeper: Sweeper
 ) -> None:
