@@ -249,6 +249,14 @@ create table if not exists api_keys (
   revoked_at timestamptz
 );
 
+-- Those of the keys that are good no more.
+create or replace function revoked_keys(p_key_ids uuid[]) returns setof uuid
+language sql stable security definer set search_path = public, pg_temp as $$
+  select id
+  from unnest(p_key_ids) as given (id)
+  where not exists (select from api_keys k where k.id = given.id and k.revoked_at is null)
+$$;
+
 -- Answers BT404 unless the user may see the project; what is foreign looks like what is not there.
 create or replace function assert_project(p_user_id uuid, p_project_id uuid) returns void
 language plpgsql stable as $$

@@ -30,7 +30,12 @@ async def authenticate(request: Request, policies: Sequence[Policy]) -> str:
         user_id = await admit(request, digest, policies)
         if user_id is not None:
             return user_id
-    raise Unauthorized("Send a valid API key as 'Authorization: Bearer fr_…'.")
+    raise unauthorized()
+
+
+def unauthorized() -> Unauthorized:
+    """The one answer to whatever is wrong with a key."""
+    return Unauthorized("Send a valid API key as 'Authorization: Bearer fr_…'.")
 
 
 async def visible_project(request: Request, project_id: str) -> str:

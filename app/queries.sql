@@ -52,6 +52,10 @@ limit 1;
 -- request may go on.
 select user_id, key_id, quotas, remaining, resets, refused from admit($1, $2, $3);
 
+-- name: revoked_keys
+-- $1 keys. Those that are good no more.
+select revoked_keys($1);
+
 -- name: take_wait_slot
 -- $1 user, $2 key, $3 quota, $4 seconds that it counts unless kept, $5 slots given up just now.
 select slot, quota, remaining from take_wait_slot($1, $2, $3, $4, $5);

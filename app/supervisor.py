@@ -95,9 +95,12 @@ async def _keep_running(name: str, dsn: str, stop: asyncio.Event, hurry: asyncio
             return 0
         if code == CONFIGURATION_EXIT:
             return code
-        if time.monotonic() - started > STEADY:
+        if code == 0 or time.monotonic() - started > STEADY:
             delay = BACKOFF[0]
-        log.error("child died", extra={"child": name, "code": code, "restart_in": delay})
+        if code == 0:  # a worker that an operator drains; a new one takes its place
+            log.info("child ended", extra={"child": name, "restart_in": delay})
+        else:
+            log.error("child died", extra={"child": name, "code": code, "restart_in": delay})
         try:
             async with asyncio.timeout(delay):
                 await stop.wait()

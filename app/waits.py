@@ -1,7 +1,7 @@
 """Waiting for a job to change: without polling, and without a database connection meanwhile.
 
 It hides how a process hears of changes, and what ends a wait: the change, the time, the client that
-goes away, the process that stops. The one rule: register, then read, then wait. What changes after
+goes away, its key that is revoked, the process that stops. The one rule: register, then read, then wait. What changes after
 the registration is found, whatever the read saw, and an answer is always a fresh read.
 """
 
@@ -17,6 +17,7 @@ from typing import Generic, TypeVar
 from starlette.datastructures import Headers
 from starlette.requests import Request
 
+from app.auth import unauthorized
 from app.connector import WAKE_UP, listen
 from app.db import Database, DatabaseError
 from app.limits import wait_slot
@@ -31,6 +32,7 @@ WAIT_MAX = 25  # seconds; clients that have been around for long give up at 30
 # Seconds between looks at all that is waited for: finds what was changed by hand or announced to
 # nobody. One statement, however many wait.
 LOOK_EVERY = 2.0
+KEYS_EVERY = 1.0  # seconds between looks whether the keys of those who wait are still good
 READERS = 5  # answers that are read at once after a wake-up; half of the pool is for the others
 TOGETHER = 100  # answers in one statement; with their artifacts they are a few MB
 
@@ -51,9 +53,14 @@ class _Job:
 class Watch:
     """The jobs that one request waits for; made by `Hub.watching`."""
 
-    __slots__ = ("_ended", "_gone", "_hub", "_jobs", "_request", "_seen", "_woken")
+    __slots__ = (
+        *("_ended", "_gone", "_hub", "_jobs", "_request", "_seen", "_woken"),
+        *("key_id", "revoked"),
+    )
 
     def __init__(self, hub: "Hub", request: Request, jobs: Mapping[str, _Job]) -> None:
+        self.key_id: str | None = getattr(request.state, "key_id", None)
+        self.revoked = False
         self._hub = hub
         self._request = request
         self._jobs = jobs
@@ -74,8 +81,8 @@ class Watch:
 
     @property
     def alive(self) -> bool:
-        """Is it still worth waiting? Not once the client has gone or the process stops."""
-        return not (self._hub.stopping or self.gone)
+        """May it wait on? Not once the client has gone, its key is revoked or the process stops."""
+        return not (self._hub.stopping or self.gone or self.revoked)
 
     async def changed(
         self, seen: Mapping[str, int], seconds: float, *, ended: bool = False
@@ -101,6 +108,11 @@ class Watch:
         """Something is known anew: wake the request if it is what it waits for."""
         if self._hub.stopping or self._due():
             self._woken.set()
+
+    def revoke(self) -> None:
+        """Its key is good no more."""
+        self.revoked = True
+        self._woken.set()
 
     def close(self) -> None:
         """The request waits no more."""
@@ -162,6 +174,7 @@ class Hub:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(listen(self._database.dsn, [CHANGES], self._heard))
             tasks.create_task(self._look_forever())
+            tasks.create_task(self._look_at_keys())
 
     async def _heard(self, *, channel: str, payload: str) -> None:
         # After a reconnection nobody knows what was announced meanwhile.
@@ -186,6 +199,22 @@ class Hub:
                 await self._look(announced)
             except DatabaseError as error:  # found by a later look, or the waits run out
                 log.warning("waited jobs not read", extra={"cause": str(error)})
+
+    async def _look_at_keys(self) -> None:
+        while True:
+            await asyncio.sleep(KEYS_EVERY)
+            watches = {watch for job in self.jobs.values() for watch in job.watches}
+            keys = {watch.key_id for watch in watches} - {None}
+            if not keys:
+                continue
+            try:
+                revoked = {row[0] for row in await self._database.rows("revoked_keys", list(keys))}
+            except DatabaseError as error:
+                log.warning("keys not looked at", extra={"cause": str(error)})
+                continue
+            for watch in watches:
+                if watch.key_id in revoked:
+                    watch.revoke()
 
     async def _look(self, announced: Iterable[str]) -> None:
         """Read these jobs in one statement, however many there are, and wake whom it concerns."""
@@ -225,6 +254,7 @@ async def read_when(
 
     Raises:
         TooManyWaits: it would have to wait, and the caller has no slot left for that.
+        Unauthorized: the caller's key was revoked while it waited.
     """
     if not seconds:
         return await read()
@@ -239,6 +269,8 @@ async def read_when(
             woken = True
             while woken and seen:
                 woken = await watch.changed(seen, until - clock(), ended=ended)
+                if watch.revoked:
+                    raise unauthorized()
                 if watch.gone:
                     break  # nobody will read it
                 answer = await read()

@@ -116,6 +116,16 @@ async def test_an_order_to_stop_reaches_both_and_the_exit_is_0(
     assert len(children.started) == 2
 
 
+async def test_a_child_that_ends_in_order_is_replaced_as_well(
+    children: Children, supervised: Supervised, caplog: pytest.LogCaptureFixture
+) -> None:
+    children.programs["worker"] = ["pass", "pass", "pass", STAYS]
+    await supervised()
+    await children.reach("worker", "worker", "worker", "worker")
+    assert restarts(caplog) == []  # it is no error, and needs no longer and longer pauses
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 async def test_a_child_that_dies_is_started_again_and_the_other_does_not_notice(
     children: Children, supervised: Supervised, caplog: pytest.LogCaptureFixture
 ) -> None:

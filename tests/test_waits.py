@@ -62,6 +62,45 @@ def frequent_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waits, "LOOK_EVERY", 0.05)
 
 
+def test_a_revoked_key_is_noticed_in_time() -> None:
+    assert waits.KEYS_EVERY <= 1  # and a statement; it has to be true within 2 s
+
+
+@pytest.mark.parametrize("how", ["revoke_api_key(left($1, 11))", "revoke_user_keys($2)"])
+async def test_whatever_a_revoked_key_holds_open_ends_and_what_others_hold_does_not(
+    how: str, caller: Caller, stranger: Caller, sql: asyncpg.Connection, app: Starlette,
+    no_looks: None, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(waits, "KEYS_EVERY", 0.05)  # from the second look on
+    wait = {"Prefer": f"wait={LONG:.0f}"}
+    job_id, theirs = await caller.submit(), await stranger.submit()
+    held = [
+        asyncio.create_task(caller.http.get(path, headers=headers))
+        for path, headers in (
+            (f"/jobs/{job_id}", wait),
+            (f"/jobs?ids={job_id}", wait),
+            (f"/jobs/{job_id}/events", {"Accept": "text/event-stream"}),
+        )
+    ]
+    other = asyncio.create_task(stranger.http.get(f"/jobs/{theirs}", headers=wait))
+    async with asyncio.timeout(10):
+        while len(app.state.hub) < 4:
+            await asyncio.sleep(0.01)
+        user = await sql.fetchval("select user_id from jobs where id = $1", job_id)
+        await sql.execute(f"select $1::text, $2::uuid, ops.{how}", caller.key, user)
+        one, some, stream = await asyncio.gather(*held)
+    assert [answer.status_code for answer in (one, some)] == [401, 401]
+    unknown = await caller.http.get(f"/jobs/{job_id}")
+    for answer in (one, some):
+        assert answer.json()["error"] == unknown.json()["error"]
+        assert answer.json()["code"] == unknown.json()["code"] == "unauthorized"
+    assert stream.status_code == 200 and "job.pending" in stream.text
+    assert not other.done()
+    await finish(sql, theirs)
+    await app.state.hub._look([theirs])
+    assert (await other).json()["job"]["status"] == "failed"
+
+
 async def listeners_of(sql: asyncpg.Connection) -> list[int]:
     """The server processes of the connections that listen."""
     rows = await sql.fetch(
