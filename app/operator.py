@@ -79,19 +79,23 @@ def project() -> None:
 
 @project.command("create")
 @click.argument("name")
-@click.option("--user", "email", metavar="EMAIL", help="The owner; may be left out when alone.")
+@click.option("--user", "email", metavar="EMAIL", help="The owner; may be left out when clear.")
 @click.option("--org", "slug", metavar="SLUG", help="The organization that it is for.")
 @click.pass_obj
 def project_create(settings: Settings, name: str, email: str | None, slug: str | None) -> None:
     """Make a project, personal or of an organization, and print its id."""
 
     async def create(database: Database) -> str:
-        owner = await find_user(database, email)
-        organization = None
+        organization = owner = None
         if slug is not None:
             organization = await database.value("find_organization", slug)
             if organization is None:
-                raise Fault(f"There is no organization {slug}.")
+                raise Fault(f"--org: there is no organization {slug}.")
+            if email is None:
+                owner = await database.value("sole_member", organization)
+                if owner is None:
+                    raise Fault(f"--user: say whose; {slug} has not just one member or admin.")
+        owner = owner or await find_user(database, email)
         return str(await database.value("create_project", name, owner, organization))
 
     click.echo(with_pool(settings, create))

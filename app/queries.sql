@@ -620,6 +620,14 @@ select id from users where lower(email) = lower($1);
 -- The user of an install that has just one; no row otherwise.
 select min(id::text)::uuid from users having count(*) = 1;
 
+-- name: sole_member
+-- $1 organization. The one who is meant when nobody is named: its only member, else its only admin;
+-- no row otherwise.
+select (array_agg(user_id order by role))[1]
+from members
+where organization_id = $1
+having count(*) = 1 or count(*) filter (where role = 'admin') = 1;
+
 -- name: find_organization
 -- $1 slug.
 select id from organizations where slug = $1;

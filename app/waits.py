@@ -1,8 +1,9 @@
 """Waiting for a job to change: without polling, and without a database connection meanwhile.
 
 It hides how a process hears of changes, and what ends a wait: the change, the time, the client that
-goes away, its key that is revoked, the process that stops. The one rule: register, then read, then wait. What changes after
-the registration is found, whatever the read saw, and an answer is always a fresh read.
+goes away, its key that is revoked, the process that stops. The one rule: register, then read, then
+wait. What changes after the registration is found, whatever the read saw, and an answer is always a
+fresh read.
 """
 
 import asyncio

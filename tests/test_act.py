@@ -6,9 +6,11 @@ from typing import Any
 
 import asyncpg
 import pytest
+from click.testing import CliRunner
 from conftest import Caller, Workers
 from test_worker import Gate, row_of, running
 
+from app.__main__ import cli
 from app.queue import CHANGES
 from tasks import worker as worker_module
 
@@ -165,6 +167,26 @@ async def test_whatever_changes_something_is_safe_to_call_from_any_session(
         or set(row["proconfig"] or []) < {"search_path=public, pg_temp", "lock_timeout=2s"}
     ]
     assert wrong == []
+
+
+async def test_a_project_of_an_organization_needs_no_owner_when_only_one_can_be_meant(
+    sql: asyncpg.Connection, dsn: str, ada: Any, org: Any
+) -> None:
+    async def create() -> tuple[int, str]:
+        arguments = ["project", "create", "P", "--org", "acme"]
+        invoke = CliRunner(env={"DATABASE_URL": dsn}).invoke
+        done = await asyncio.to_thread(invoke, cli, arguments)
+        return done.exit_code, done.output
+
+    bob = await sql.fetchval("select ops.create_user('bob@example.com')")
+    outcomes = [await create()]
+    for member, role in ((ada, "member"), (bob, "member"), (bob, "admin"), (ada, "admin")):
+        await sql.execute("select ops.add_member($1, $2, $3)", org, member, role)
+        outcomes.append(await create())
+    assert [code for code, _ in outcomes] == [1, 0, 1, 0, 1]
+    assert "--user: say whose; acme has not just one member or admin." in outcomes[0][1]
+    owners = await sql.fetch("select owner_id from projects order by created_at")
+    assert [row[0] for row in owners] == [ada, bob]
 
 
 # --- Jobs -----------------------------------------------------------------------------------
