@@ -700,6 +700,11 @@ alter table jobs
   add column if not exists front boolean not null default false,  -- an operator put it first
   add column if not exists data_removed boolean not null default false;  -- its artifact is gone
 create index if not exists jobs_retry_of on jobs (retry_of) where retry_of is not null;
+-- What a job came from, for logs and traces. store_job checks them: a CHECK would read all jobs under
+-- a lock.
+alter table jobs
+  add column if not exists request_id text,  -- of the request, as the log has it
+  add column if not exists traceparent text;  -- W3C Trace Context: what an attempt is traced as part of
 
 -- What is not over yet, however many jobs are: what the sweep and the reconciliation look at.
 -- What operators count in it is included; none of that changes unless the status does.
@@ -1250,7 +1255,8 @@ $$;
 
 -- Store a pending job and its ticket, or in line for one, or a failed job when the plan of the project's owner does not
 -- allow it. p_job is what the client said of the job itself: {"priority", "metadata", "webhook_url",
--- "start_timeout_s", "timeout_s"}, each optional.
+-- "start_timeout_s", "timeout_s"}, each optional; and what the API says of the request, as no client
+-- can: {"request_id", "traceparent"}.
 create or replace function store_job(
   p_id uuid, p_user_id uuid, p_project_id uuid, p_kind text, p_input jsonb, p_job jsonb,
   p_retry_of uuid
@@ -1265,7 +1271,7 @@ begin
   insert into jobs (
     id, ticket_id, user_id, project_id, kind, input, fingerprint, credits, from_grants, status,
     outcome, error_code, error, error_meta, completed_at, priority, metadata, webhook_url,
-    start_deadline_at, deadline_at, retry_of)
+    start_deadline_at, deadline_at, retry_of, request_id, traceparent)
   values (
     p_id,
     case when not v_refused and v_reason is null
@@ -1284,7 +1290,9 @@ begin
     baton_now() + (p_job ->> 'start_timeout_s')::float8 * interval '1 second',
     -- A day old, an answer is of no use to the one who asked; until then an outage is waited out.
     baton_now() + coalesce((p_job ->> 'timeout_s')::float8, 86400) * interval '1 second',
-    p_retry_of);
+    p_retry_of,
+    left(p_job ->> 'request_id', 128),
+    substring(p_job ->> 'traceparent' from '^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$'));
   if v_reason is null or v_refused then
     return;
   end if;
@@ -1297,8 +1305,10 @@ begin
 end
 $$;
 
--- The same request once more, as a new job of p_user_id.
-create or replace function store_retry(p_id uuid, p_user_id uuid, p_job jobs) returns void
+-- The same request once more, as a new job of p_user_id; p_request is {"request_id", "traceparent"}.
+create or replace function store_retry(
+  p_id uuid, p_user_id uuid, p_job jobs, p_request jsonb default '{}'
+) returns void
 language plpgsql as $$
 begin
   perform store_job(
@@ -1306,7 +1316,9 @@ begin
     jsonb_strip_nulls(jsonb_build_object(
       'priority', p_job.priority, 'metadata', p_job.metadata, 'webhook_url', p_job.webhook_url,
       'start_timeout_s', extract(epoch from p_job.start_deadline_at - p_job.created_at),
-      'timeout_s', extract(epoch from p_job.deadline_at - p_job.created_at))),
+      'timeout_s', extract(epoch from p_job.deadline_at - p_job.created_at)))
+      || jsonb_build_object(
+        'request_id', p_request -> 'request_id', 'traceparent', p_request -> 'traceparent'),
     p_job.id);
 end
 $$;
@@ -1443,10 +1455,11 @@ end
 $$;
 
 -- The same request once more as a new job: of a failed one, because a completed one has its artifact.
+-- p_request is {"request_id", "traceparent"} of this request.
 drop function if exists retry_job(uuid, uuid, text, bytea);
 create or replace function retry_job(
   p_user_id uuid, p_job_id uuid, p_key text, p_fingerprint bytea, p_pending_limit int,
-  out job job_objects, out replayed boolean
+  p_request jsonb, out job job_objects, out replayed boolean
 ) language plpgsql as $$
 declare
   v_job jobs := lock_visible_job(p_user_id, p_job_id);
@@ -1466,9 +1479,16 @@ begin
     raise 'The job is %; only a failed one can be tried again.', v_job.status using errcode = 'BT409';
   end if;
   perform assert_room(v_job.project_id, p_pending_limit);
-  perform store_retry(v_id, p_user_id, v_job);
+  perform store_retry(v_id, p_user_id, v_job, p_request);
   select o.* into strict job from job_objects o where o.id = v_id;
 end
+$$;
+
+create or replace function retry_job(  -- of version 2; away in version 4
+  p_user_id uuid, p_job_id uuid, p_key text, p_fingerprint bytea, p_pending_limit int,
+  out job job_objects, out replayed boolean
+) language sql as $$
+  select * from retry_job(p_user_id, p_job_id, p_key, p_fingerprint, p_pending_limit, '{}')
 $$;
 
 -- Take an ended job away, with its artifact. What it cost stays in charges.

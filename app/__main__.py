@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 from setproctitle import setproctitle
 
-from app import __version__, demo, logs, operator
+from app import __version__, demo, logs, operator, tracing
 from app.background import stop_with_parent
 from app.db import AHEAD, DatabaseError, applied_version, current_version, schema_fault
 from app.embedded import EmbeddedPostgres, EmbeddedUnavailable
@@ -81,6 +81,8 @@ def serve(settings: Settings) -> None:
     setproctitle("baton serve")
     stop_with_parent()
     found = with_database(settings)
+    if settings.traces:
+        tracing.start("baton-api", __version__)
     _claim_ports(settings)
     _refuse_newer(found)
     guard.serve(create_app(found), settings.host, settings.port)
@@ -100,6 +102,8 @@ def worker(settings: Settings) -> None:
     stop_with_parent()
     found = with_database(settings)
     _refuse_newer(found)
+    if settings.traces:
+        tracing.start("baton-worker", __version__)
     try:
         uvloop.run(run_worker(found))
     except ConfigurationError as error:

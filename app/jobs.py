@@ -24,6 +24,7 @@ from app import metrics
 from app.auth import missing_job, visible_project
 from app.db import Database, DatabaseError
 from app.errors import ApiError, Gone, InvalidRequest
+from app.logs import request_id
 from app.schemas import (
     ArchitectureRequest,
     ArtifactRequest,
@@ -34,6 +35,7 @@ from app.schemas import (
     ReleaseNotesRequest,
     ScopedRequest,
 )
+from app.tracing import traceparent
 from app.waits import Preferred, Together, preferred, read_when
 from app.wire import decode, is_id, json_response, known_id, path_id, query
 
@@ -173,13 +175,18 @@ async def submit(
         filters,
         until,
         options,
-        job,
+        job | _request(),
         key,
         _fingerprint(project_id, kind, body.model_dump(mode="json", exclude_unset=True)),
         pending,
     )
     assert row is not None
     return row
+
+
+def _request() -> dict[str, str | None]:
+    """What a job keeps of the request that it came from."""
+    return {"request_id": request_id.get(), "traceparent": traceparent()}
 
 
 async def retry_job(request: Request) -> Response:
@@ -192,6 +199,7 @@ async def retry_job(request: Request) -> Response:
         _idempotency_key(request),
         _fingerprint(job_id, "retry", {}),
         request.app.state.limits.pending,
+        _request(),
     )
     _submitted(row)
     return await _accepted(request, row)

@@ -8,12 +8,15 @@ somebody passed it by name, never because an object happened to have it.
 import logging
 import sys
 import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 
 import orjson
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+_subject: ContextVar[Mapping[str, object]] = ContextVar("subject", default={})  # noqa: B039
 
 # Attributes of every LogRecord; whatever else is on a record was passed with `extra`.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
@@ -66,6 +69,21 @@ def configure(style: str) -> None:
     logging.getLogger("procrastinate").setLevel(logging.WARNING)
 
 
+@contextmanager
+def about(fields: Mapping[str, object], request: str | None = None) -> Iterator[None]:
+    """Put these fields into every line that is logged in the body, whoever logs it.
+
+    Args:
+        request: the id of the request that it is done for.
+    """
+    subject, id_ = _subject.set(fields), request_id.set(request)
+    try:
+        yield
+    finally:
+        _subject.reset(subject)
+        request_id.reset(id_)
+
+
 def trace(error: BaseException) -> str:
     """Where an error came from, without its message: a message may quote what a client sent."""
     parts: list[str] = []
@@ -79,6 +97,8 @@ def trace(error: BaseException) -> str:
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:
     fields = {name: value for name, value in vars(record).items() if name not in _STANDARD}
+    for name, value in _subject.get().items():
+        fields.setdefault(name, value)
     current = request_id.get()
     if current is not None:
         fields.setdefault("request_id", current)

@@ -10,7 +10,12 @@ import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import (
+    AbstractContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    nullcontext,
+)
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
@@ -21,18 +26,30 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app import errors, events, jobs, limits, metrics, resources, schemas, stream, webhooks
+from app import (
+    errors,
+    events,
+    jobs,
+    limits,
+    metrics,
+    resources,
+    schemas,
+    stream,
+    tracing,
+    webhooks,
+)
 from app.auth import authenticate
 from app.background import background, watch_loop
 from app.db import applied_version, open_database, schema_fault
 from app.docs import page
 from app.exporter import Exporter, listening
-from app.logs import request_id
+from app.logs import request_id, trace
 from app.openapi import Operation, document
 from app.queue import hung_bell
 from app.settings import Settings
 from app.static import page_routes
 from app.sweeper import Sweeper
+from app.tracing import Span
 from app.waits import Hub
 from app.wire import json_response
 
@@ -478,6 +495,13 @@ class Edge:
             await self.app(scope, receive, send)
             return
         token = request_id.set(_request_id(scope))
+        try:
+            with _traced(scope) as span:
+                await self._answer(scope, receive, send, span)
+        finally:
+            request_id.reset(token)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, span: Span) -> None:
         started = time.perf_counter()
         metrics.requests_open.inc()
         status = 0
@@ -495,13 +519,15 @@ class Edge:
             _check_head(scope)
             await self.app(scope, receive, stamped)
         except Exception as error:
-            if status:  # the answer has begun; cutting it off is all that is left
-                raise
+            if status:  # the answer has begun; the server cuts off one that is not complete
+                log.warning("answer cut off", extra={"trace": trace(error)})
+                return
             accept = ",".join(Headers(scope=scope).getlist("accept"))
             await errors.error_response(error, accept)(scope, receive, stamped)
         finally:
             seconds = time.perf_counter() - started
             _count(scope, status, seconds)
+            _tell(span, scope, status)
             log.log(
                 logging.DEBUG if scope["path"] in QUIET else logging.INFO,
                 "request",
@@ -512,13 +538,41 @@ class Edge:
                     "ms": round(seconds * 1000, 1),
                 },
             )
-            request_id.reset(token)
+
+
+def _traced(scope: Scope) -> AbstractContextManager[Span]:
+    """Trace a request, as part of what its client traces."""
+    if scope["path"] in QUIET:
+        return nullcontext(Span())
+    parent = Headers(scope=scope).get("traceparent") if tracing.on() else None
+    return tracing.span(_method(scope), "server", parent=parent)
+
+
+def _tell(span: Span, scope: Scope, status: int) -> None:
+    """Say in a trace what became of a request; its path may hold what only a log should."""
+    method, route = _method(scope), _route(scope)
+    span.rename(f"{method} {route}")
+    span.set("http.request.method", method)
+    span.set("url.scheme", scope.get("scheme", "http"))
+    span.set("http.route", route)
+    span.set("http.response.status_code", status)
+    span.set("baton.request_id", request_id.get())
+    if status >= 500:
+        span.fail(str(status))
+
+
+def _method(scope: Scope) -> str:
+    return scope["method"] if scope["method"] in METHODS else "other"
+
+
+def _route(scope: Scope) -> str:
+    """The template of the path; a path itself may be anything."""
+    return str(scope["route"].path) if "route" in scope else "other"
 
 
 def _count(scope: Scope, status: int, seconds: float) -> None:
     """Count a request that is over, by the template of its path."""
-    method = scope["method"] if scope["method"] in METHODS else "other"
-    route = scope["route"].path if "route" in scope else "other"
+    method, route = _method(scope), _route(scope)
     metrics.requests_open.dec()
     metrics.requests.labels(method, route, status or "aborted").inc()
     if "held" not in scope.get("state", ()):

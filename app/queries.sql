@@ -147,8 +147,8 @@ select (c.job).*, c.changed, c.running_ticket_id from cancel_job($1, $2) c;
 
 -- name: retry_job
 -- $1 user, $2 job, $3 idempotency key or null, $4 fingerprint, $5 pending jobs that the project may
--- have. BT404, BT409, BT411, BT422, BT429.
-select (r.job).*, r.replayed from retry_job($1, $2, $3, $4, $5) r;
+-- have, $6 of the request itself. BT404, BT409, BT411, BT422, BT429.
+select (r.job).*, r.replayed from retry_job($1, $2, $3, $4, $5, $6) r;
 
 -- name: delete_job
 -- $1 user, $2 job. BT404, BT409, BT411.
@@ -302,7 +302,8 @@ order by f.source, f.dimension, f.resource, f.value;
 -- $1 job, $2 ticket, $3 worker, $4 lease in seconds. No row: the ticket is to be dropped.
 select
   j.id, j.user_id, j.project_id, p.name as project_name, j.kind, j.input, j.attempt, j.crashes,
-  j.provider_errors, j.lease_token, j.created_at, u.plan, n.models, baton_now() as claimed_at
+  j.provider_errors, j.lease_token, j.created_at, j.request_id, j.traceparent, u.plan, n.models,
+  baton_now() as claimed_at
 from claim_job($1, $2, $3, $4) j
 join projects p on p.id = j.project_id
 join users u on u.id = p.owner_id

@@ -77,6 +77,7 @@ class Settings:
     webhook_allow: tuple[Network, ...] = ()  # may get webhooks although they are not public
     metrics: Address | None = None  # of the API; None: where it answers everything else
     worker_metrics: Address | None = None  # None: the worker listens nowhere
+    traces: bool = False  # are OpenTelemetry's variables set, which its own library reads
 
     def model_for(self, kind: str) -> tuple[str | None, str]:
         """The model for a job kind, None for the provider's default; the variable that names it."""
@@ -153,6 +154,7 @@ class Settings:
             webhook_allow=networks("BATON_WEBHOOK_ALLOW"),
             metrics=_address(env, "BATON_METRICS", faults),
             worker_metrics=_address(env, "BATON_WORKER_METRICS", faults),
+            traces=_traces(env),
         )
         _require_key(settings, faults)
         if faults:
@@ -176,6 +178,16 @@ def _models(env: Mapping[str, str], faults: list[str]) -> dict[str, tuple[str, s
         else:
             found[kind] = (value, name)
     return found
+
+
+def _traces(env: Mapping[str, str]) -> bool:
+    """Is there a receiver of traces, and are they wanted?"""
+    receivers = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    return (
+        any(env.get(name, "").strip() for name in receivers)
+        and env.get("OTEL_SDK_DISABLED", "").strip().lower() != "true"
+        and env.get("OTEL_TRACES_EXPORTER", "").strip().lower() != "none"
+    )
 
 
 def _address(env: Mapping[str, str], name: str, faults: list[str]) -> Address | None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from app.schemas import AnyDraft
 from app.settings import Settings
+from app.tracing import Span, span
 from tasks import prompts
 from tasks.briefs import write_briefs
 from tasks.calls import Calls
@@ -84,6 +85,7 @@ class Drafter:
             model=model or DEFAULT_MODELS[self._settings.provider][context.kind in HARD],
             named_by=named_by,
             window=self._settings.context_tokens,
+            provider=self._settings.provider,
         )
         calls.use(work.model)
         async with self._writing:
@@ -113,6 +115,7 @@ class _Work:
     model: str
     named_by: str  # the variable that names the model
     window: int  # tokens of one request and its answer
+    provider: str  # as BATON_PROVIDER names it
     prompt_tokens: int = 0
     completion_tokens: int = 0
     estimated: bool = False
@@ -204,7 +207,19 @@ class _Work:
         return reply
 
     async def _called(self, request: Request, reply: Reply, purpose: str) -> None:
-        """One call, which is told to `calls` however it ends."""
+        """One call, which is told to `calls` and to the trace however it ends."""
+        with span(f"chat {request.model}", "client", self._traced(request, purpose)) as told:
+            await self._recorded(request, reply, purpose, told)
+
+    def _traced(self, request: Request, purpose: str) -> dict[str, str]:
+        return {
+            "gen_ai.operation.name": "chat",
+            "gen_ai.provider.name": self.provider,
+            "gen_ai.request.model": request.model,
+            "baton.purpose": purpose,
+        }
+
+    async def _recorded(self, request: Request, reply: Reply, purpose: str, told: Span) -> None:
         started, outcome, status = time.monotonic(), "cancelled", None
         try:
             await self.chat.ask(request, reply)
@@ -216,6 +231,10 @@ class _Work:
             reply.finish = "endless"
         finally:
             self._count(request, reply)
+            told.set("gen_ai.response.model", reply.model or request.model)
+            told.set("gen_ai.usage.input_tokens", reply.prompt_tokens or 0)
+            told.set("gen_ai.usage.output_tokens", reply.completion_tokens or 0)
+            told.set("baton.outcome", outcome)
             self.calls.record(
                 model=reply.model or request.model,
                 outcome=outcome,

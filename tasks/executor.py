@@ -15,9 +15,10 @@ from typing import Any
 
 from app import metrics
 from app.db import Database, LeaseLost, Refused, Unavailable
-from app.logs import trace
+from app.logs import about, trace
 from app.queue import Bell
 from app.sweeper import LEASE
+from app.tracing import span
 from tasks.breaker import Breaker
 from tasks.calls import Calls, Progress
 from tasks.generate import ClaimedJob, generate
@@ -116,6 +117,14 @@ class Executor:
         if job is None:  # another ticket won, or the job has ended: this ticket is spent
             log.info("ticket dropped", extra={"job_id": job_id, "ticket_id": ticket_id})
             return
+        traced = span(f"attempt {job.kind}", "consumer", _attributes(job), parent=job.traceparent)
+        with about(job.told, job.request_id), traced as told:
+            ending = await self._run(job)
+            told.set("baton.transition", ending.transition)
+            if ending.error_code:
+                told.fail(ending.error_code)
+
+    async def _run(self, job: ClaimedJob) -> Ending:
         current = asyncio.current_task()
         assert current
         started, ending = time.monotonic(), Ending("fenced")
@@ -126,9 +135,10 @@ class Executor:
             # From here on the database says whether the lease still counts. To stop now what may
             # have committed already would call a completed job lost.
             self._running[job.lease_token] = (job, None)
-            ending = await self._store(job, outcome)
+            with span("store"):
+                ending = await self._store(job, outcome)
         except LeaseLost:
-            log.warning("fenced", extra=_ids(job))
+            log.warning("fenced", extra=job.told)
             metrics.leases_lost.labels("write").inc()
         except asyncio.CancelledError:
             if job.lease_token in self._running:  # else the lease is lost: nothing to give back
@@ -140,6 +150,7 @@ class Executor:
             self._progress.pop(job.lease_token, None)
             metrics.attempts_running.dec()
             _count_attempt(job, time.monotonic() - started, ending)
+        return ending
 
     async def renew_once(self) -> int:
         """Renew all leases in one statement; stop the attempts that lost theirs. Answers how many
@@ -154,7 +165,7 @@ class Executor:
                 _, task = self._running.get(job.lease_token, (job, None))
                 if job.id not in still_ours and task:
                     del self._running[job.lease_token]
-                    log.warning("lease lost", extra=_ids(job))
+                    log.warning("lease lost", extra=job.told)
                     metrics.leases_lost.labels("renewal").inc()
                     task.cancel()
             metrics.renewals.labels("ok").inc()
@@ -228,7 +239,7 @@ class Executor:
         if row is None:
             return None
         job = ClaimedJob(**row)
-        log.info("claim", extra=_ids(job))
+        log.info("claim", extra=job.told)
         metrics.job_transitions.labels(job.kind, "claim").inc()
         if job.attempt == 1:
             metrics.pickup_seconds.labels(job.kind).observe(job.age)
@@ -255,7 +266,7 @@ class Executor:
         except Unavailable as error:
             return error
         except Exception as error:
-            log.error("attempt failed", extra={**_ids(job), "trace": trace(error)})
+            log.error("attempt failed", extra={**job.told, "trace": trace(error)})
             return unforeseen(error)
         finally:
             whose = {name: getattr(job, name) for name in _CALLER}
@@ -287,7 +298,7 @@ class Executor:
         try:
             return await self._write(job, outcome)
         except Refused as error:
-            log.error("outcome refused", extra={**_ids(job), "trace": trace(error)})
+            log.error("outcome refused", extra={**job.told, "trace": trace(error)})
             return await self._write(
                 job, GenerationFailed("The database cannot store the outcome.")
             )
@@ -299,18 +310,18 @@ class Executor:
                 return await self._park(job, outcome)
             case Hold(seconds):
                 await self._keep(job, "hold_job", seconds)
-                log.warning("hold", extra={**_ids(job), "delay": round(seconds, 1)})
+                log.warning("hold", extra={**job.told, "delay": round(seconds, 1)})
                 return Ending("hold")
             case Failed():
                 meta = {"retryable": False, "attempts": job.attempt, **outcome.meta}
                 await self._keep(job, "fail_job", outcome.code, outcome.sentence, meta)
-                log.info("fail", extra={**_ids(job), "error_code": outcome.code})
+                log.info("fail", extra={**job.told, "error_code": outcome.code})
                 return Ending("fail", outcome.code)
             case ChildDied():
                 sentence = f"The process that ran the job died ({outcome}), again and again."
                 meta = {"retryable": True, "attempts": job.attempt}
                 status = await self._keep(job, "crash_job", sentence, meta)
-                log.error("crash", extra={**_ids(job), "how": str(outcome), "status": status})
+                log.error("crash", extra={**job.told, "how": str(outcome), "status": status})
                 self._bell.ring()
                 return Ending("crash", "worker_lost" if status == "failed" else None)
             case Unavailable():  # nobody's fault: the attempt does not count
@@ -318,20 +329,20 @@ class Executor:
                 return Ending("release")
             case artifact:
                 await self._keep(job, "complete_job", artifact)
-                log.info("complete", extra=_ids(job))
+                log.info("complete", extra=job.told)
                 return Ending("complete", completed=True)
 
     async def _park(self, job: ClaimedJob, retry: Retry) -> Ending:
         delay = retry.delay(job.provider_errors + 1)
         meta = {"retryable": True, "attempts": job.attempt, **retry.meta}
         status = await self._keep(job, "park_job", delay, retry.code, retry.sentence, meta)
-        log.warning("park", extra={**_ids(job), "delay": round(delay, 1), "status": status})
+        log.warning("park", extra={**job.told, "delay": round(delay, 1), "status": status})
         return Ending("park", retry.code if status == "failed" else None)
 
     async def _release(self, job: ClaimedJob) -> None:
         with suppress(LeaseLost):  # then there is nothing to give back
             await self._keep(job, "release_job")
-            log.info("release", extra=_ids(job))
+            log.info("release", extra=job.told)
             self._bell.ring()
 
     async def _keep(self, job: ClaimedJob, name: str, *args: Any) -> Any:
@@ -350,9 +361,9 @@ class Executor:
                 return answer
             except Unavailable as error:
                 if time.monotonic() - started > KEEP_OUTCOME:
-                    log.error("outcome lost", extra={**_ids(job), "cause": str(error)})
+                    log.error("outcome lost", extra={**job.told, "cause": str(error)})
                     raise
-                log.warning("outcome kept", extra={**_ids(job), "cause": str(error)})
+                log.warning("outcome kept", extra={**job.told, "cause": str(error)})
             await asyncio.sleep(delay * random.uniform(0.5, 1.5))
             delay = min(delay * 2, KEEP_DELAY[1])
 
@@ -360,8 +371,8 @@ class Executor:
 _CALLER = ("attempt", "user_id", "project_id", "kind")  # of provider_calls, and of a job
 
 
-def _ids(job: ClaimedJob) -> dict[str, Any]:
-    return {"job_id": job.id, "kind": job.kind, "attempt": job.attempt}
+def _attributes(job: ClaimedJob) -> dict[str, Any]:
+    return {f"baton.{name}": value for name, value in job.told.items()}
 
 
 def _count_attempt(job: ClaimedJob, seconds: float, ending: Ending) -> None:

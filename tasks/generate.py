@@ -14,6 +14,7 @@ from typing import Any
 
 from app.db import Database
 from app.schemas import AnyDraft, HandoffDraft, rfc3339
+from app.tracing import span
 from tasks.calls import Calls
 from tasks.context import Context, Event, Thread, fold
 from tasks.outcomes import NoResult
@@ -55,6 +56,8 @@ class ClaimedJob:
     lease_token: str
     claimed_at: datetime
     created_at: datetime | None = None
+    request_id: str | None = None  # of the request for it, as the API's log has it
+    traceparent: str | None = None  # what an attempt is traced as part of
     plan: str = ""  # of the one who pays
     models: Sequence[str] | None = None  # that the plan includes; None for all
 
@@ -67,6 +70,11 @@ class ClaimedJob:
             if fields.get(name)
         }
         return cls(**{**fields, **times})
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What every line of the log about an attempt says."""
+        return {"job_id": self.id, "kind": self.kind, "attempt": self.attempt}
 
     @property
     def age(self) -> float:
@@ -100,9 +108,13 @@ async def generate(
         db.Unavailable: the database went away.
     """
     calls.report(0.1, "reading")
-    scope, context = await find_context(database, job)
-    calls.report(0.2, "generating", f"from {sum(len(e.ids) for e in context.events)} events")
-    completion = await provider.complete(context, calls)
+    with span("context") as reading:
+        scope, context = await find_context(database, job)
+        events = sum(len(event.ids) for event in context.events)
+        reading.set("baton.events", events)
+    calls.report(0.2, "generating", f"from {events} events")
+    with span("complete"):
+        completion = await provider.complete(context, calls)
     calls.report(0.9, "rendering")
     draft = ground(completion.draft, context)
     return {

@@ -13,12 +13,12 @@ import os
 import sys
 from asyncio.subprocess import Process
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, BinaryIO
 
 import orjson
 
-from app import logs
+from app import __version__, logs, tracing
 from app.background import child_environment, stop_with_parent
 from app.db import Unavailable, open_database
 from app.settings import Settings
@@ -56,7 +56,8 @@ async def generate_isolated(job: ClaimedJob, database_url: str, calls: Calls) ->
         limit=LINE_MAX,
     )
     try:
-        told = await _listen(child, orjson.dumps(asdict(job)), calls)
+        handed = replace(job, traceparent=tracing.traceparent())
+        told = await _listen(child, orjson.dumps(asdict(handed)), calls)
         code = await child.wait()
     except asyncio.CancelledError:
         child.kill()
@@ -120,8 +121,18 @@ async def _main(answer: BinaryIO) -> None:
     stop_with_parent()
     job = ClaimedJob.from_json(orjson.loads(sys.stdin.buffer.read()))
     settings = Settings.from_env()
-    assert settings.database_url
     logs.configure(settings.log)
+    if settings.traces:
+        tracing.start("baton-worker", __version__)
+    with (
+        logs.about(job.told, job.request_id),
+        tracing.span("isolated", parent=job.traceparent),
+    ):
+        await _generate(answer, job, settings)
+
+
+async def _generate(answer: BinaryIO, job: ClaimedJob, settings: Settings) -> None:
+    assert settings.database_url
     async with open_database(
         settings.database_url, application_name="baton isolated", size=1
     ) as database:
@@ -134,7 +145,7 @@ async def _main(answer: BinaryIO) -> None:
         except Unavailable as error:
             _tell(answer, unavailable=str(error))
         except Exception as error:
-            log.error("attempt failed", extra={"job_id": job.id, "trace": logs.trace(error)})
+            log.error("attempt failed", extra={"trace": logs.trace(error)})
             _tell(answer, outcome=to_json(unforeseen(error)))
         else:
             _tell(answer, artifact=artifact)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 LISTED = """
-app.logs app.settings app.metrics app.background app.connector app.embedded app.schemas app.history
-app.db app.migration app.queue app.sweeper app.retention app.errors app.wire app.guard app.exporter
-app.limits app.auth app.waits app.events app.jobs app.stream app.resources app.webhooks app.openapi
-app.docs app.static app.main
+app.logs app.settings app.metrics app.tracing app.background app.connector app.embedded app.schemas
+app.history app.db app.migration app.queue app.sweeper app.retention app.errors app.wire app.guard
+app.exporter app.limits app.auth app.waits app.events app.jobs app.stream app.resources app.webhooks
+app.openapi app.docs app.static app.main
 app.client app.mcp_server app.supervisor app.terminal app.operator app.demo
 tasks.outcomes tasks.breaker tasks.calls tasks.context
 tasks.lines tasks.references tasks.paths tasks.kinds tasks.cues tasks.signals tasks.statements
@@ -27,6 +27,7 @@ SHARED = {  # all that tasks/ may see of app/
     "app.logs",
     "app.settings",
     "app.metrics",
+    "app.tracing",
     "app.exporter",
     "app.background",
     "app.connector",

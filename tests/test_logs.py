@@ -5,11 +5,20 @@ import logging
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from typing import Any
 
+import asyncpg
 import orjson
 import pytest
+from conftest import Caller, Workers, served
+from llm_servers import GOOD, KEY, Server, Turn
 
 from app import logs
+from app.db import Database
+from app.settings import Settings
+from tasks.delivery import Deliverer
+from tasks.outbound import Outbound
+from tasks.providers import open_provider
 
 
 @pytest.fixture
@@ -104,3 +113,130 @@ def test_configure_sends_everything_of_this_process_to_stderr(
     [line] = stderr.getvalue().splitlines()
     assert line.startswith("{") == (style == "json")
     assert "j1" in line
+
+
+def test_what_it_is_about_is_in_every_line_of_the_body_and_a_line_may_say_otherwise() -> None:
+    with logs.about({"job_id": "j1", "attempt": 2}, "r-1"):
+        inside = orjson.loads(logs.JsonFormatter().format(record(attempt=3)))
+    assert (inside["job_id"], inside["attempt"], inside["request_id"]) == ("j1", 3, "r-1")
+    assert "job_id" not in orjson.loads(logs.JsonFormatter().format(record()))
+
+
+# --- A run, and all that it logged -----------------------------------------------------------
+
+
+class Lines(logging.Handler):
+    """What this process would have logged, as JSON."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(logs.JsonFormatter())
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(self.format(record))
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """The lines of this event."""
+        return [line for line in map(orjson.loads, self.lines) if line["event"] == name]
+
+
+@pytest.fixture
+def lines() -> Iterator[Lines]:
+    """All that a process logs at INFO."""
+    root, kept = logging.getLogger(), Lines()
+    level = root.level
+    root.addHandler(kept)
+    root.setLevel(logging.INFO)
+    yield kept
+    root.removeHandler(kept)
+    root.setLevel(level)
+
+
+SECRETS = {
+    "content": "canary-content-1f0c",
+    "title": "canary-title-88ab",
+    "author": "canary-author-0d11",
+    "metadata": "canary-metadata-77e2",
+    "query": "canary-query-5c5c",
+    "url": "canary-token-of-a-url-9a9a",
+    "answer": "canary-answer-of-the-model-4d4d",
+    "idempotency key": "canary-idempotency-2b2b",
+    "provider key": KEY,
+    "e-mail": "ada@example.com",
+}
+SCRIPT = (
+    Turn(text=f"not json: {SECRETS['answer']}"),
+    Turn(text=SECRETS["answer"]),  # still not: that job fails
+    Turn(status=500, error={"error": {"message": SECRETS["answer"]}}),
+    Turn(status=401, error={"error": {"message": f"{SECRETS['answer']} {KEY}"}}),
+    Turn(finish="refusal"),
+    GOOD,
+)
+
+
+async def submitted(caller: Caller, number: int) -> str:
+    """Ask with a secret wherever one fits; answers the job's id."""
+    answer = await caller.http.post(
+        "/handoffs",
+        json={
+            "project_id": caller.project_id,
+            "job": {
+                "metadata": {"ticket": SECRETS["metadata"]},
+                "webhook_url": f"http://127.0.0.1:9/{SECRETS['url']}",
+            },
+        },
+        headers={
+            "X-Request-Id": f"r-{number}",
+            "Idempotency-Key": f"{SECRETS['idempotency key']}{number}",
+        },
+    )
+    assert answer.status_code == 202, answer.text
+    return str(answer.json()["jobId"])
+
+
+async def test_a_run_logs_ids_and_nothing_that_anybody_wrote_or_must_not_know(
+    caller: Caller,
+    worker: Workers,
+    database: Database,
+    sql: asyncpg.Connection,
+    lines: Lines,
+) -> None:
+    await caller.ingest(
+        {
+            "title": SECRETS["title"],
+            "content": SECRETS["content"],
+            "author": SECRETS["author"],
+            "metadata": {"a": SECRETS["metadata"]},
+        }
+    )
+    await caller.http.get(f"/events?q={SECRETS['query']}&source=nope")
+    await caller.http.post("/handoffs", json={"project_id": SECRETS["content"]})
+    await caller.http.get("/projects", headers={"Authorization": f"Bearer {KEY}"})
+    asked = [await submitted(caller, number) for number in range(5)]
+    models = Server(*SCRIPT)
+    async with served(models.app) as url:
+        settings = Settings(provider="openai", openai_api_key=KEY, openai_base_url=f"{url}/v1")
+        async with open_provider(settings) as provider:
+            working, _ = worker(provider, concurrency=1)
+            working.wait = False
+            await working.run()  # type: ignore[no-untyped-call]  # unannotated upstream
+    await Deliverer(database, Outbound(())).drain()
+
+    ends = {line["job_id"]: line for n in ("complete", "fail", "park") for line in lines.events(n)}
+    assert {line["event"] for line in ends.values()} == {"complete", "fail", "park"}
+    assert set(ends) == set(asked)
+    for number, job_id in enumerate(asked):
+        [told] = [line for line in lines.events("submit") if line["job_id"] == job_id]
+        assert (told["request_id"], told["kind"]) == (f"r-{number}", "handoff")
+        end = ends[job_id]  # which the worker says
+        assert (end["request_id"], end["kind"], end["attempt"]) == (f"r-{number}", "handoff", 1)
+    assert lines.events("webhook")
+    ours = [line for line in lines.lines if orjson.loads(line)["logger"] != "httpx"]  # the caller's
+    everything = "\n".join(ours)
+    hidden = {
+        **SECRETS,
+        "key": caller.key[3:],
+        "webhook secret": await sql.fetchval("select secret from webhook_secrets"),
+    }
+    assert [what for what, secret in hidden.items() if secret in everything] == []
