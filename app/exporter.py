@@ -6,6 +6,7 @@ while it cannot be read, which `baton_database_up` says.
 """
 
 import asyncio
+import logging
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -22,6 +23,8 @@ from app.db import Database, DatabaseError
 from app.guard import Bounds, Server
 from app.settings import Address, ConfigurationError
 from app.sweeper import DEAD_AFTER
+
+log = logging.getLogger("baton.metrics")
 
 PAGE_AGE = 1.0  # seconds for which a page is as good as new
 STATE_AGE = 10.0  # seconds for which what was read from the database is
@@ -80,23 +83,30 @@ class Exporter:
         self._known = False
         try:
             metrics.schema_version.set(await self._state.value("schema_version") or 0)
-            metrics.database_up.set(1)
-            state = await self._state.row("queue_state", DEAD_AFTER)
-            kinds = await self._state.rows("jobs_by_kind")
         except DatabaseError:
             metrics.database_up.set(0)  # asked again for the next page: it may be back
             return
-        self._known = True
+        metrics.database_up.set(1)
         self._read = self._clock()
+        try:
+            state = await self._state.row("queue_state", DEAD_AFTER)
+            kinds = await self._state.rows("jobs_by_kind")
+            checks = await self._state.rows("checks")
+        except DatabaseError as error:  # an older schema, or too slow; not worth asking at once
+            log.warning("metrics not read", extra={"cause": type(error).__name__})
+            return
+        self._known = True
         assert state is not None
         metrics.leases_expired.set(state["leases_expired"])
         metrics.workers_alive.set(state["workers_alive"])
         metrics.webhooks_waiting.set(state["webhooks_waiting"])
         metrics.webhooks_overdue.set(state["webhooks_overdue"])
         for row in kinds:
-            for name in ("pending", "parked", "processing"):
+            for name in ("ready", "parked", "paused", "held", "running"):
                 metrics.jobs.labels(row["kind"], name).set(row[name])
-            metrics.oldest_pending.labels(row["kind"]).set(row["oldest_pending"])
+            metrics.oldest_ready.labels(row["kind"]).set(row["oldest_ready"])
+        for row in checks:
+            metrics.check_ok.labels(row["name"]).set(row["ok"])
 
     def _look_at_pools(self) -> None:
         for name, database in self._pools.items():

@@ -140,7 +140,9 @@ requests_held = Gauge(
     registry=API,
 )
 database_up = Gauge(
-    "baton_database_up", "1 when the database answered the API, 0 when not.", registry=API
+    "baton_database_up",
+    "1 when the database answered the API and has a schema, 0 when not.",
+    registry=API,
 )
 
 # What the API reads from the database when it is asked for its metrics. Each API process says the
@@ -150,15 +152,21 @@ schema_version = Gauge(
 )
 jobs = Gauge(
     "baton_jobs",
-    "Jobs that have not ended; state is pending (a worker may take it), parked (it waits for a "
-    "time or for an operator) or processing.",
+    "Jobs that have not ended; state is ready, parked, paused, held or running, as in "
+    "ops.queue_depth.",
     ["kind", "state"],
     registry=DATABASE,
 )
-oldest_pending = Gauge(
-    "baton_oldest_pending_seconds",
-    "Age of the oldest job that a worker may take; 0 when there is none.",
+oldest_ready = Gauge(
+    "baton_oldest_ready_seconds",
+    "Since the oldest job that is ready for a worker was asked for; 0 when none is.",
     ["kind"],
+    registry=DATABASE,
+)
+check_ok = Gauge(
+    "baton_check_ok",
+    "1 when a check of ops.health is ok, 0 when not; what to do is in ops.checks.",
+    ["check"],
     registry=DATABASE,
 )
 leases_expired = Gauge(

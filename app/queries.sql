@@ -671,19 +671,19 @@ select ops.create_api_key($1, $2);
 select ops.revoke_api_key($1);
 
 -- name: jobs_by_kind
--- For GET /metrics. By kind, the jobs that have not ended: that a worker may take, that wait for a
--- time, that run; and the age in seconds of the oldest that a worker may take.
+-- For GET /metrics. What is not done yet, by kind; seconds since the oldest that is ready was asked for.
 select
-  f.kind,
-  count(j.id) filter (where j.status = 'pending' and d.job_id is null) as pending,
-  count(d.job_id) as parked,
-  count(j.id) filter (where j.status = 'processing') as processing,
-  coalesce(extract(epoch from baton_now() - min(j.created_at) filter (
-    where j.status = 'pending' and d.job_id is null)), 0)::float8 as oldest_pending
+  f.kind, coalesce(sum(q.ready), 0)::bigint as ready, coalesce(sum(q.parked), 0)::bigint as parked,
+  coalesce(sum(q.paused), 0)::bigint as paused, coalesce(sum(q.held), 0)::bigint as held,
+  coalesce(sum(q.running), 0)::bigint as running,
+  coalesce(extract(epoch from max(q.oldest_ready)), 0)::float8 as oldest_ready
 from flows f
-left join jobs j on j.kind = f.kind and j.status in ('pending', 'processing')
-left join job_due d on d.job_id = j.id
+left join ops.queue_depth q on q.kind = f.kind
 group by f.kind;
+
+-- name: checks
+-- For GET /metrics.
+select name, ok from ops.checks;
 
 -- name: queue_state
 -- $1 seconds after which a silent worker is dead. For GET /metrics: what should be few, and workers.

@@ -134,7 +134,10 @@ async def test_the_page_of_the_api_tells_what_the_database_knows(
     for _ in range(3):
         await caller.submit()
     ids = [row["id"] for row in await sql.fetch("select id from jobs order by id")]
-    await sql.execute("insert into job_due values ($1, 'infinity')", ids[0])
+    await sql.execute(
+        "insert into job_due (job_id, not_before, reason) values ($1, 'infinity', 'concurrency')",
+        ids[0],
+    )
     await sql.execute("update jobs set created_at = now() - interval '90 s' where id = $1", ids[1])
     await sql.execute(
         "select claim_job($1, 1, 'w', -1)", ids[2]
@@ -145,11 +148,13 @@ async def test_the_page_of_the_api_tells_what_the_database_knows(
         for (name, labels), value in page.items()
         if name == "baton_jobs" and dict(labels)["kind"] == "handoff"
     }
-    assert jobs["parked"] == 1 and jobs["pending"] + jobs["processing"] == 2
-    oldest = page["baton_oldest_pending_seconds", frozenset({("kind", "handoff")})]
+    assert jobs["held"] == 1 and jobs["ready"] + jobs["running"] == 2
+    oldest = page["baton_oldest_ready_seconds", frozenset({("kind", "handoff")})]
     assert 90 <= oldest < 150
     assert page["baton_database_up", frozenset()] == 1
     assert page["baton_workers_alive", frozenset()] == 0
+    assert page["baton_check_ok", frozenset({("check", "worker_seen")})] == 0
+    assert page["baton_check_ok", frozenset({("check", "invalid_indexes")})] == 1
     assert ("baton_worker_concurrency", frozenset()) not in page  # that is the worker's to tell
 
 
