@@ -33,6 +33,7 @@
 --   credit_grants    credits beside those of the plan
 --   provider_calls   every call of a model that a worker made, whatever came of it
 --   model_prices     what such a call costs, as far as an operator has told
+--   usage_by_day, usage_counted   what charges and calls come to, and up to when they are in it
 --   webhook_endpoints, webhook_secrets   who is told of the jobs of a project, and what signs it
 --   webhook_deliveries, webhook_attempts   the messages, queued by the transaction that changed the
 --                    job, and the log of sending them
@@ -42,8 +43,8 @@
 --   ops.thresholds   from which value on a check of ops.health is not ok
 --
 -- and views: job_objects, the one place that says what a client sees of a job; balances, the one
--- place that says what is left of whose credits; waiting_longest, lost_jobs and lost_tickets, what
--- ops.checks counts and ops.stuck lists.
+-- place that says what is left of whose credits; usage_lately, what was used in the last months;
+-- waiting_longest, lost_jobs and lost_tickets, what ops.checks counts and ops.stuck lists.
 --
 -- The life of a job, in verbs. Only the functions below write jobs.status:
 --
@@ -709,7 +710,7 @@ alter table jobs
 -- What is not over yet, however many jobs are: what the sweep and the reconciliation look at.
 -- What operators count in it is included; none of that changes unless the status does.
 create index if not exists jobs_unfinished_by_deadline on jobs (deadline_at)
-  include (kind, priority, status, created_at, started_at, id)
+  include (kind, priority, status, created_at, started_at, id, project_id, credits, from_grants)
   where status in ('pending', 'processing');
 -- later: that of version 2, without what is included
 drop index if exists jobs_unfinished;
@@ -1946,6 +1947,93 @@ language sql as $$
     where model in (c.model, e.call ->> 'asked') order by model <> c.model limit 1
   ) p on true
   order by e.place
+$$;
+
+-- What charges and provider_calls come to by day (UTC), user, project and payer (null: of calls), up
+-- to the time of usage_counted: what is later than that is still to be added. So nobody has to read
+-- years of them to tell of a month, and what has been used is known when they are gone.
+create table if not exists usage_by_day (
+  day date not null,
+  user_id uuid not null,
+  project_id uuid not null,
+  payer_id uuid,
+  completed_jobs bigint not null default 0,
+  credits bigint not null default 0,
+  from_grants bigint not null default 0,  -- of the credits
+  calls bigint not null default 0,
+  prompt_tokens bigint not null default 0,
+  completion_tokens bigint not null default 0,
+  cost numeric
+);
+create unique index if not exists usage_by_day_once
+  on usage_by_day (day, user_id, project_id, payer_id) nulls not distinct;
+create table if not exists usage_counted (
+  one boolean primary key default true check (one),
+  until timestamptz not null
+);
+create index if not exists charges_recent on charges (created_at);
+
+-- Add to usage_by_day what it lacks, at most about p_limit charges and as many calls at once. Answers
+-- how many; only one process at a time counts.
+--
+-- A row has the time at which its transaction began, and can be seen when that has ended. None takes
+-- ten minutes: a statement ends after 8 s, a transaction that does nothing after 5 s.
+create or replace function count_usage(p_limit int) returns bigint
+language plpgsql security definer set search_path = public, pg_temp as $$
+declare
+  v_from timestamptz;
+  v_until timestamptz := baton_now() - interval '10 minutes';
+  v_counted bigint;
+begin
+  if not pg_try_advisory_xact_lock(hashtextextended('baton count usage', 0)) then
+    return 0;
+  end if;
+  v_from := coalesce((select until from usage_counted), '-infinity');
+  v_until := least(
+    v_until,
+    (select created_at from charges where created_at >= v_from
+     order by created_at offset p_limit limit 1),
+    (select created_at from provider_calls where created_at >= v_from
+     order by created_at offset p_limit limit 1));
+  if v_until <= v_from then
+    return 0;
+  end if;
+
+  with used as (
+    select (created_at at time zone 'UTC')::date as day, user_id, project_id, payer_id,
+      count(*) as completed_jobs, sum(credits) as credits, sum(from_grants) as from_grants,
+      0 as calls, 0 as prompt_tokens, 0 as completion_tokens, null::numeric as cost
+    from charges
+    where created_at >= v_from and created_at < v_until
+    group by day, user_id, project_id, payer_id
+    union all
+    select (created_at at time zone 'UTC')::date as day, user_id, project_id, null,
+      0, 0, 0, count(*), sum(prompt_tokens), sum(completion_tokens), sum(cost)
+    from provider_calls
+    where created_at >= v_from and created_at < v_until
+    group by day, user_id, project_id
+  ),
+  added as (
+    insert into usage_by_day as u (
+      day, user_id, project_id, payer_id, completed_jobs, credits, from_grants, calls,
+      prompt_tokens, completion_tokens, cost)
+    select * from used
+    on conflict (day, user_id, project_id, payer_id) do update
+    set
+      completed_jobs = u.completed_jobs + excluded.completed_jobs,
+      credits = u.credits + excluded.credits,
+      from_grants = u.from_grants + excluded.from_grants,
+      calls = u.calls + excluded.calls,
+      prompt_tokens = u.prompt_tokens + excluded.prompt_tokens,
+      completion_tokens = u.completion_tokens + excluded.completion_tokens,
+      cost = case when coalesce(u.cost, excluded.cost) is not null
+        then coalesce(u.cost, 0) + coalesce(excluded.cost, 0) end
+  )
+  select coalesce(sum(completed_jobs + calls), 0) into v_counted from used;
+  insert into usage_counted (until) values (v_until)
+  on conflict (one) do update set until = excluded.until;
+  return v_counted;
+end
 $$;
 
 create or replace function outcome_of(p_error_code text) returns text
@@ -3318,36 +3406,92 @@ $$;
 comment on function ops.set_price is
   'Say what a million tokens of a model cost, in any currency, for the calls from now on.';
 
+-- usage_by_day of the last 92 days, and what it lacks.
+create or replace view usage_lately as
+with counted as (
+  select coalesce((select until from usage_counted), '-infinity') as until
+)
+select
+  day, user_id, project_id, payer_id, completed_jobs, credits, from_grants, calls, prompt_tokens,
+  completion_tokens, cost
+from usage_by_day
+where day > (baton_now() at time zone 'UTC')::date - 92
+union all
+select (created_at at time zone 'UTC')::date, user_id, project_id, payer_id, count(*), sum(credits),
+  sum(from_grants), 0, 0, 0, null
+from charges
+where created_at >= (select until from counted)
+group by 1, user_id, project_id, payer_id
+union all
+select (created_at at time zone 'UTC')::date, user_id, project_id, null, 0, 0, 0, count(*),
+  sum(prompt_tokens), sum(completion_tokens), sum(cost)
+from provider_calls
+where created_at >= (select until from counted)
+group by 1, user_id, project_id;
+
+-- The view balances for all at once. Of charges it reads none that have been counted but those that
+-- grants paid.
 create or replace view ops.balances as
 select
-  user_id, email, plan, monthly_credits, overage, used, reserved, grants_left,
-  month_left + grants_left as remaining, resets_at
-from balances;
+  u.id as user_id, u.email, u.plan, p.monthly_credits, p.overage,
+  coalesce(charged.credits, 0)::bigint as used, coalesce(reserved.credits, 0)::bigint as reserved,
+  grants.left as grants_left,
+  case when p.monthly_credits is not null then grants.left + greatest(0,
+    p.monthly_credits - coalesce(charged.of_month, 0) - coalesce(reserved.of_month, 0))::bigint
+  end as remaining,
+  month_of(month_of(baton_now()) + interval '32 days') as resets_at
+from users u
+join plans p on p.name = u.plan
+left join (
+  select payer_id, sum(credits) as credits, sum(credits - from_grants) as of_month
+  from usage_lately
+  where payer_id is not null and day >= (month_of(baton_now()) at time zone 'UTC')::date
+  group by payer_id
+) charged on charged.payer_id = u.id
+left join (
+  select payer_id, sum(from_grants) as credits from charges where from_grants > 0 group by payer_id
+) spent on spent.payer_id = u.id
+left join (
+  select o.owner_id, sum(j.credits) as credits, sum(j.from_grants) as from_grants,
+    sum(j.credits - j.from_grants) as of_month
+  from (
+    select project_id, sum(credits) as credits, sum(from_grants) as from_grants
+    from jobs
+    where status in ('pending', 'processing')
+    group by project_id
+  ) j
+  join projects o on o.id = j.project_id
+  group by o.owner_id
+) reserved on reserved.owner_id = u.id
+left join (
+  select user_id, sum(credits) as credits from credit_grants group by user_id
+) granted on granted.user_id = u.id
+cross join lateral (
+  select greatest(0, coalesce(granted.credits, 0) - coalesce(spent.credits, 0)
+    - coalesce(reserved.from_grants, 0))::bigint as left
+) grants;
 comment on view ops.balances is
   'Credits by user, for the projects that the user owns: charged this month (UTC), reserved by jobs '
   'that have not ended, left of ops.add_credits, and remaining for new jobs (null: no limit).';
 
 create or replace view ops.usage as
 select
-  (used.created_at at time zone 'UTC')::date as day, used.user_id, u.email, used.project_id,
-  o.name as project, count(used.credits) as completed_jobs,
-  coalesce(sum(used.credits), 0) as credits, count(used.prompt_tokens) as calls,
-  coalesce(sum(used.prompt_tokens), 0) as prompt_tokens,
-  coalesce(sum(used.completion_tokens), 0) as completion_tokens, sum(used.cost) as cost
+  used.day, used.user_id, u.email, used.project_id, o.name as project, used.completed_jobs,
+  used.credits, used.calls, used.prompt_tokens, used.completion_tokens, used.cost
 from (
-  select created_at, user_id, project_id, credits, null::int as prompt_tokens,
-    null::int as completion_tokens, null::numeric as cost
-  from charges
-  union all
-  select created_at, user_id, project_id, null, prompt_tokens, completion_tokens, cost
-  from provider_calls
+  select day, user_id, project_id,
+    sum(completed_jobs)::bigint as completed_jobs, sum(credits)::bigint as credits,
+    sum(calls)::bigint as calls, sum(prompt_tokens)::bigint as prompt_tokens,
+    sum(completion_tokens)::bigint as completion_tokens, sum(cost) as cost
+  from usage_lately
+  group by day, user_id, project_id
 ) used
 left join users u on u.id = used.user_id
-left join projects o on o.id = used.project_id
-group by day, used.user_id, u.email, used.project_id, o.name;
+left join projects o on o.id = used.project_id;
 comment on view ops.usage is
-  'By day (UTC), user who asked, and project: jobs completed, credits charged, calls of models, '
-  'their tokens, and what they cost by ops.set_price (null: not known).';
+  'By day (UTC) of the last 92, user who asked, and project: jobs completed, credits charged, calls of '
+  'models, their tokens, and what they cost by ops.set_price (null: not known). What is older is in '
+  'usage_by_day.';
 
 create or replace function ops.set_limit(user_id uuid, policy text, quota int) returns void
 language plpgsql security definer
@@ -3704,6 +3848,10 @@ declare
   v_ids uuid[];
   v_rows tid[];
 begin
+  if p_name in ('charges', 'provider_calls') then  -- what they come to stays, in usage_by_day
+    perform count_usage(20000);
+    p_before := least(p_before, coalesce((select until from usage_counted), '-infinity'));
+  end if;
   case p_name
   when 'jobs' then  -- with their logs and deliveries; one that is still to be delivered stays
     v_ids := array(
@@ -3957,7 +4105,10 @@ alter table leases set (
 alter table job_due set (
   autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500,
   autovacuum_vacuum_cost_delay = 0);
-alter table jobs set (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000);
+alter table jobs set (
+  autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000,
+  -- What operators count is counted in an index alone, as far as pages are known to be all visible.
+  autovacuum_vacuum_insert_scale_factor = 0.02);
 alter table job_events set (autovacuum_vacuum_scale_factor = 0.05);
 alter table webhook_deliveries set (
   autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000);
@@ -4227,7 +4378,9 @@ from (
   select id, args from procrastinate_jobs where status = 'todo' order by id limit 100
 ) t
 join jobs j on j.id = job_of_ticket(t.args) and j.ticket_id = t.id
-where j.status = 'pending';
+where j.status = 'pending'
+  -- One that has just been let go by ops.set_concurrency waited for its own project.
+  and not exists (select from job_due d where d.job_id = j.id);
 
 -- Of the oldest thousand unfinished jobs, those that nothing would wake.
 create or replace view lost_jobs as
@@ -4469,6 +4622,7 @@ select
   (select count(*) from procrastinate_workers
    where last_heartbeat > now() - interval '30 seconds') as workers_alive,
   (select count(*) from leases) as running,
+  array(select coalesce(kind, 'all') from pauses order by 1) as paused,
   columns.*
 from told
 cross join lateral jsonb_to_record(told.columns) as columns (
@@ -4505,6 +4659,7 @@ comment on view ops.health is
   'the checks that are not ok, and each check has its value, its threshold and its own ok. What they '
   'mean and what to do: select * from ops.checks;';
 comment on column ops.health.failing is 'The checks that are not ok.';
+comment on column ops.health.paused is 'Kinds that ops.pause holds back; that alone is not wrong.';
 comment on column ops.health.running is 'Attempts that run at this moment.';
 
 create or replace view ops.queue_depth as

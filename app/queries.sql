@@ -471,6 +471,10 @@ select reconcile_jobs($1);
 -- $1 rows at most. Seconds until it is worth asking again.
 select apply_retention($1);
 
+-- name: count_usage
+-- $1 limit. How many charges and calls were added to what is known of each day.
+select count_usage($1);
+
 -- name: reconcile_tickets
 -- $1 seconds after which a silent worker is dead. How many were returned or dropped.
 select reconcile_tickets($1);

@@ -23,6 +23,7 @@ RECONCILE_TICKS = 30  # jobs without tickets, tickets without jobs
 BATCH = 200  # jobs a tick; more are left to the next one, and to the other processes
 HELD_BATCH = 500  # jobs that are let go or held back in one transaction
 HELD_FOR = 0.5  # seconds a tick for such transactions when there are many such jobs
+COUNT = 20_000  # charges, and calls, that a reconciliation adds to what is known of each day
 DEAD_AFTER = 30.0  # seconds without a heartbeat; a worker beats every 5
 LEASE = 15.0  # seconds that a claim or a renewal of tasks/executor.py counts
 # The brake. Expired leases mean dead workers, or that nobody could renew: the database's clock has
@@ -135,6 +136,7 @@ class Sweeper:
         """Mend what crashes between two systems leave behind; answers how many."""
         jobs: int = await self._database.value("reconcile_jobs", BATCH)
         tickets: int = await self._database.value("reconcile_tickets", DEAD_AFTER)
+        await self._database.value("count_usage", COUNT)
         metrics.reconciled.labels("jobs").inc(jobs)
         metrics.reconciled.labels("tickets").inc(tickets)
         if jobs or tickets:

@@ -68,6 +68,9 @@ class Site:
         assert await self.claim(job_id)
         return job_id
 
+    async def cancel(self, job_id: str) -> None:
+        await self.sql.execute("select changed from cancel_job($1, $2)", self.user, job_id)
+
     async def parked(self) -> str:
         job_id = await self.submit()
         token = await self.claim(job_id)
@@ -205,7 +208,7 @@ async def long_attempt(site: Site) -> AsyncIterator[None]:
     job_id = await site.running()
     await site.sql.execute("update leases set claimed_at = claimed_at - interval '16 minutes'")
     yield
-    await site.sql.execute("select changed from cancel_job($1, $2)", site.user, job_id)
+    await site.cancel(job_id)
 
 
 @asynccontextmanager
@@ -246,7 +249,7 @@ async def crashing_job(site: Site) -> AsyncIterator[None]:
     job_id = await site.running()
     await site.sql.execute("update jobs set crashes = 2")
     yield
-    await site.sql.execute("select changed from cancel_job($1, $2)", site.user, job_id)
+    await site.cancel(job_id)
 
 
 @asynccontextmanager
@@ -264,7 +267,7 @@ async def job_that_the_provider_fails(site: Site) -> AsyncIterator[None]:
     job_id = await site.parked()
     await site.sql.execute("update jobs set provider_errors = 3")
     yield
-    await site.sql.execute("select changed from cancel_job($1, $2)", site.user, job_id)
+    await site.cancel(job_id)
 
 
 @asynccontextmanager
@@ -288,7 +291,7 @@ async def flood(site: Site) -> AsyncIterator[None]:
     await site.threshold("pending_of_a_project", 1)
     jobs = [await site.submit() for _ in range(2)]
     yield
-    await site.sql.execute("select changed from cancel_job($1, $2)", site.user, jobs[0])
+    await site.cancel(jobs[0])
 
 
 @asynccontextmanager
@@ -342,7 +345,7 @@ async def open_snapshot(site: Site) -> AsyncIterator[None]:
 async def dead_rows(site: Site) -> AsyncIterator[None]:
     await site.threshold("dead_tuples", 0)
     job_id = await site.submit()
-    await site.sql.execute("select changed from cancel_job($1, $2)", site.user, job_id)
+    await site.cancel(job_id)
     await site.sql.execute("select pg_stat_force_next_flush()")
     yield
     for table in ("procrastinate_jobs", "procrastinate_events", "leases", "job_due"):
@@ -570,16 +573,34 @@ async def test_a_threshold_survives_a_migration(site: Site, root: Path) -> None:
 async def test_the_depth_of_the_queue_tells_apart_why_jobs_wait(site: Site) -> None:
     await site.running()
     await site.parked()
-    ready, paused, capped = [await site.submit() for _ in range(3)]
-    hold = "insert into job_due (job_id, not_before, reason) values ($1, 'infinity', $2)"
-    await site.sql.execute(hold, paused, "paused")
-    await site.sql.execute(hold, capped, "concurrency")
+    ready = await site.submit()
     await site.sql.execute("update jobs set priority = 'high' where id = $1", ready)
+    mine = site.project
+    site.project = await site.sql.fetchval("select ops.create_project('Other', $1)", site.user)
+    await site.sql.execute("select ops.set_concurrency($1, 1)", site.project)
+    for _ in range(2):  # of which one is let go
+        await site.submit()
+    await site.sql.execute("select ops.pause('handoff')")
+    site.project = mine
+    await site.submit()
     rows = await site.sql.fetch("select * from ops.queue_depth")
     told = [tuple(row.values())[:7] for row in rows]
-    assert told == [("handoff", "high", 1, 0, 0, 0, 0), ("handoff", "normal", 0, 1, 1, 1, 1)]
-    assert rows[0]["oldest_ready"] is not None and rows[1]["oldest_ready"] is None
-    assert rows[1]["oldest"] is not None
+    assert told == [("handoff", "high", 1, 0, 0, 0, 0), ("handoff", "normal", 1, 1, 1, 1, 1)]
+    assert rows[0]["oldest_ready"] is not None and rows[1]["oldest"] is not None
+    assert await site.sql.fetchval("select paused from ops.health") == ["handoff"]
+    assert await site.failing() == []
+
+
+async def test_a_job_that_was_in_line_has_not_waited_for_a_worker(site: Site) -> None:
+    await site.sql.execute("select ops.set_concurrency($1, 1)", site.project)
+    running = await site.submit()
+    assert await site.claim(running)
+    await site.submit()
+    await site.sql.execute("update jobs set updated_at = updated_at - interval '6 minutes'")
+    assert await site.failing() == [] and await site.stuck() == []
+    await site.cancel(running)
+    assert await site.sql.fetchval("select ready from ops.queue_depth") == 1
+    assert await site.failing() == [] and await site.stuck() == []
 
 
 async def test_the_fullest_projects_come_first(site: Site) -> None:
@@ -772,3 +793,64 @@ async def test_the_doctor_examines_an_older_schema_too(site: Site, dsn: str) -> 
     )
     code, told = await doctor(dsn)
     assert code == 1 and told["schema"].startswith("FAIL") and told["worker"].startswith("ok")
+
+
+# --- What was used -------------------------------------------------------------------------
+
+
+async def test_usage_is_the_same_before_while_and_after_it_is_counted(site: Site) -> None:
+    other = await site.sql.fetchval("select ops.create_project('Other', $1)", site.user)
+    await site.sql.execute("select ops.create_plan('team', 1000)")
+    await site.sql.execute("select ops.set_plan($1, 'team')", site.user)
+    await site.sql.execute("select ops.add_credits($1, 40, 'welcome')", site.user)
+    charge = (
+        "insert into charges (job_id, user_id, project_id, payer_id, kind, credits, from_grants,"
+        " created_at) select gen_random_uuid(), $1, $2, $1, 'handoff', 3, n % 2,"
+        " baton_now() - n * interval '10 hours' from generate_series(0, 29) n"
+    )
+    call = (
+        "insert into provider_calls (job_id, attempt, user_id, project_id, kind, model, purpose,"
+        " outcome, prompt_tokens, completion_tokens, cost, seconds, created_at)"
+        " select $1, 1, $1, $2, 'handoff', 'm', 'draft', 'ok', 10, 1,"
+        " case when n % 3 = 0 then 0.5 end, 1, baton_now() - n * interval '10 hours'"
+        " from generate_series(0, 29) n"
+    )
+    for project in (site.project, other):
+        await site.sql.execute(charge, site.user, project)
+        await site.sql.execute(call, site.user, project)
+    await site.submit()
+
+    async def told() -> tuple[list[Any], list[Any]]:
+        usage = await site.sql.fetch("select * from ops.usage order by day, project")
+        left = "used, reserved, grants_left, month_left + grants_left as remaining"
+        balances = await site.sql.fetch(f"select {left} from balances")
+        mine = await site.sql.fetch(
+            "select used, reserved, grants_left, remaining from ops.balances"
+        )
+        assert mine == balances
+        return usage, mine
+
+    before = await told()
+    assert sum(row["credits"] for row in before[0]) == 180
+    assert sum(row["calls"] for row in before[0]) == 60
+    counted: list[int] = []
+    while not counted or counted[-1]:
+        counted.append(await site.sql.fetchval("select count_usage(8)"))
+        assert await told() == before
+    assert len(counted) > 5 and sum(counted) == 116  # those of the last ten minutes are not
+    await site.sql.execute(
+        "delete from provider_calls where created_at < baton_now() - interval '1 hour'"
+    )
+    assert (await told())[0] == before[0]
+
+
+async def test_what_was_used_long_ago_is_kept_but_not_listed(site: Site) -> None:
+    await site.sql.execute(
+        "insert into charges (job_id, user_id, project_id, payer_id, kind, credits, created_at)"
+        " values (gen_random_uuid(), $1, $2, $1, 'handoff', 3, baton_now() - interval '93 days')",
+        site.user,
+        site.project,
+    )
+    assert await site.sql.fetchval("select count_usage(8)") == 1
+    assert not await site.sql.fetch("select * from ops.usage")
+    assert await site.sql.fetchval("select sum(credits) from usage_by_day") == 3

@@ -120,7 +120,7 @@ REFUSED = [
     ("organizations", "name", "insert into organizations (name, slug) values ('', 'a')"),
     ("organizations", "slug", "insert into organizations (name, slug) values ('A', 'a b')"),
     ("organizations", "slug", "insert into organizations (name, slug) values ('A', '-a')"),
-    ("job_due", "reason", "insert into job_due select id, 'infinity', 'x' from jobs"),
+    ("usage_counted", "one", "insert into usage_counted values (false, now())"),
     ("members", "role", "insert into members select o.id, u.id, 'owner' from users u, "
      "(select ops.create_organization('A') as id) o"),
     ("projects", "name", "update projects set name = ''"),
