@@ -3,6 +3,7 @@
 import asyncio
 import copy
 import re
+import shlex
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ import httpx
 import manifests
 import pytest
 import yaml
+from click.testing import CliRunner
 from conftest import new_folder, served, with_database
 
 from app import embedded, guard, main, supervisor
@@ -357,6 +359,48 @@ def test_a_worker_is_added_for_as_many_jobs_as_one_takes() -> None:
     assert target == int(KUBERNETES["ConfigMap baton"]["data"]["BATON_CONCURRENCY"])
     host = trigger["metadata"]["host"]
     assert host == "baton-db-rw.baton.svc.cluster.local"
+
+
+# --- The first steps ----------------------------------------------------------------------------
+
+
+async def test_the_first_steps_of_the_guide_lead_to_a_key_that_works(
+    root: Path, dsn: str, sql: asyncpg.Connection, base_url: str
+) -> None:
+    """Those in compose, run here: what is after `exec baton`, with the same database."""
+    guide = (root / "docs" / "deploy.md").read_text()
+    commands = re.findall(r"exec baton \\?\n? *(baton .*)$", guide, re.MULTILINE)
+    assert [command.split()[1] for command in commands] == ["psql", "project", "key"]
+    shown = (root / "deploy" / "compose.yaml").read_text()
+    assert commands[0] in shown and commands[2] in shown
+    runner = CliRunner(env={"DATABASE_URL": dsn})
+    [_, _, option, statement], *others = (shlex.split(command) for command in commands)
+    assert option == "-c"
+    await sql.execute(statement)  # psql itself would be one more program to wait for
+    for _, *args in others:
+        done = await asyncio.to_thread(runner.invoke, cli, args)
+        assert done.exit_code == 0, done.output
+    assert await works(base_url, done.output.strip())
+
+
+async def test_the_statements_of_the_guide_lead_to_a_key_that_works(
+    root: Path, sql: asyncpg.Connection, base_url: str
+) -> None:
+    """Those for Kubernetes, which go to the database's own pod."""
+    guide = (root / "docs" / "deploy.md").read_text()
+    [statements] = re.findall(r'psql baton -c "\n(.*?)"\n', guide, re.DOTALL)
+    for statement in statements.split(";"):
+        made = await sql.fetchval(statement)
+    assert await works(base_url, made)
+
+
+async def works(base_url: str, key: str) -> bool:
+    """Does a key open the one project?"""
+    async with httpx.AsyncClient(trust_env=False, timeout=30) as http:
+        answer = await http.get(
+            f"{base_url}/api/v1/projects", headers={"Authorization": f"Bearer {key}"}
+        )
+    return [project["name"] for project in answer.json()["projects"]] == ["demo"]
 
 
 # --- The database that CloudNativePG makes of it ------------------------------------------------
