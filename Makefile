@@ -9,7 +9,7 @@ INSTALLED := .venv/.installed
 PYTEST := $(BIN)/pytest -n auto # ARGS="-n 0" runs all tests in one process, as plain pytest does
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test chaos quality manifests check fix lock
+.PHONY: help install demo run test chaos quality bloat manifests check fix lock
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ chaos: install ## Break it in every way (15 minutes); ARGS="--only 6,16" picks
 
 quality: install ## Score the artifacts against changelogs that people wrote; ARGS=folder
 	$(BIN)/python -m bench.quality $(ARGS)
+
+bloat: install ## A million jobs through the queue, and what is left of them; ARGS="--jobs 50000"
+	$(BIN)/python -m bench.bloat $(ARGS)
 
 manifests: install ## Check what is under deploy/ against the schemas of Kubernetes
 	$(BIN)/python -m tests.manifests

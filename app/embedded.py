@@ -62,6 +62,8 @@ SETTINGS = {
     "max_connections": 200,
     "fsync": "on",
     "synchronous_commit": "on",
+    # A minute, the default, is long for the queue: 100,000 jobs may pass through it meanwhile.
+    "autovacuum_naptime": "15s",
     "timezone": "UTC",
     "log_timezone": "UTC",
     "log_error_verbosity": "terse",  # DETAIL and statements carry users' data

@@ -10,8 +10,9 @@ all the time. Time passes 30 days in 100,000 jobs, so that retention, which runs
 worker, has to remove as many rows as come in.
 
 `--hold` keeps a transaction open for so many seconds in the middle, as a forgotten psql does: no
-vacuum can remove what it might still see. The server does not wait for the disk (fsync is off), and
-the loops run inside it, since this is about sizes and many jobs.
+vacuum can remove what it might still see. What ops.health says of it is printed with the sizes,
+under thresholds that are a tenth of the usual ones. The server does not wait for the disk (fsync is
+off), and the loops run inside it, since this is about sizes and many jobs.
 """
 
 import argparse
@@ -84,6 +85,14 @@ create function pg_temp.ask(p_user uuid, p_project uuid) returns void language s
   select submit_job(p_user, p_project, 'handoff', null, null, null, '{}', '{}',
     gen_random_uuid()::text, sha256('request'))
 $$;
+"""
+TOLD = """
+select string_agg(format('%s (%s)', name, value), ', ') from ops.checks
+where not ok and name in ('oldest_transaction', 'oldest_xmin', 'dead_tuples', 'retention_behind')
+"""
+TENTH = """
+select ops.set_threshold(name, by_default / 10) from ops.thresholds
+where name in ('oldest_transaction', 'oldest_xmin', 'dead_tuples')
 """
 SIZES = """
 select c.relname as name, pg_total_relation_size(c.oid) as bytes, pg_relation_size(c.oid) as heap,
@@ -202,6 +211,7 @@ class Traffic:
         while not seconds or self._done < self._jobs / 3:
             await asyncio.sleep(0.2)
         connection = await asyncpg.connect(self._dsn)
+        await connection.execute(TENTH)
         async with connection.transaction(isolation="repeatable_read"):
             await connection.fetchval("select count(*) from users")
             self._held = True
@@ -221,9 +231,10 @@ class Traffic:
         self.curve.append(at)
         dead = sum(rows[name]["dead"] for name in QUEUE)
         kept = sum(rows[name]["bytes"] for name in KEPT)
+        told = await one.fetchval(TOLD) if self._held else ""
         print(
             f"{at.jobs:9} {rate:7.0f} {at.queue / 2**20:8.1f} {dead:8} {kept / 2**20:9.1f} "
-            f"{at.database / 2**20:9.1f}{'  a transaction is open' * self._held}",
+            f"{at.database / 2**20:9.1f}  {'a transaction is open; not ok: ' * self._held}{told}",
             flush=True,
         )
 

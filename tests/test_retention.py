@@ -250,6 +250,22 @@ async def test_a_backlog_goes_in_batches_from_where_the_last_one_stopped(
     assert await sql.fetchval(hour)
 
 
+async def test_a_batch_begins_where_it_is_told_to(sql: asyncpg.Connection, project: Any) -> None:
+    await made(sql, project, 3, "-500 days")
+    batch = "select removed, reached from remove_old($1, now() - interval '400 days', $2, 2)"
+    for name in reversed(NAMES):
+        await sql.execute("begin")
+        [first] = await sql.fetch(batch, name, None)
+        await sql.execute("rollback")
+        left = 6 if name == "jobs" else 3
+        [second] = await sql.fetch(batch, name, first["reached"])
+        [rest] = await sql.fetch(batch.replace(", 2)", ", 100)"), name, first["reached"])
+        # The key that was reached is looked at again: others may have the same.
+        skipped = left - second["removed"] - rest["removed"]
+        one_time = name in ("provider_calls", "deleted_jobs", "idempotency_keys", "audit")
+        assert (first["removed"], skipped) == (2, 0 if one_time else 1), name
+
+
 async def test_all_workers_together_rest_three_times_as_long_as_a_batch_took(
     sql: asyncpg.Connection, project: Any
 ) -> None:
