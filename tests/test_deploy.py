@@ -330,13 +330,15 @@ def texts() -> Iterator[str]:
         yield file.read_text()
 
 
-def test_all_processes_together_find_room_in_the_database() -> None:
+def test_all_processes_together_find_room_in_the_database(root: Path) -> None:
     """Each at its most, with one more of each during a rollout."""
     api = main.POOL_SIZE + 1  # the one that listens
     working = worker.POOL_SIZE + worker.ATTEMPTS_POOL_SIZE + 1
     replicas = KUBERNETES["Deployment baton-api"]["spec"]["replicas"]
     limited = sum(role.get("connectionLimit", 0) for role in CLUSTER["managed"]["roles"])
     reserved = 3 + 5  # for superusers, and what the operator itself opens
+    rule = f"{api} × (API processes + 1) + {working} × (workers + 1) + {limited + reserved}:"
+    assert rule in (root / "docs" / "sizing.md").read_text()
     needed = (replicas + 1) * api + (SCALED["maxReplicaCount"] + 1) * working + limited + reserved
     assert int(CLUSTER["postgresql"]["parameters"]["max_connections"]) >= needed
 
