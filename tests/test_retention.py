@@ -9,11 +9,13 @@ from typing import Any
 import asyncpg
 import pytest
 from conftest import Caller, Workers
+from test_backup import working
 from test_jobs import Drain
 from test_schema import LOST, ROW
+from test_worker import Gate
 
 from app import retention
-from app.db import Database, Unavailable
+from app.db import Unavailable
 from app.migration import migrate
 from app.retention import apply_retention
 from bench.bloat import ASK, LIVES
@@ -389,34 +391,13 @@ async def test_the_loop_takes_smaller_batches_when_they_are_too_slow(
     assert asked == [1000, 500, 250, 125, 62, 50, 50, 100, 200, 400, 800, 1000]
 
 
-async def test_the_loop_removes_what_is_too_old_by_itself(
-    database: Database, sql: asyncpg.Connection, project: Any
+async def test_a_worker_removes_what_is_too_old_by_itself(
+    dsn: str, sql: asyncpg.Connection, project: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await made(sql, project, 3, "-500 days")
-    loop = asyncio.create_task(apply_retention(database))
-    while (await counted(sql))["jobs"]:
-        await asyncio.sleep(0.01)
-    loop.cancel()
-    await asyncio.wait([loop])
-
-
-async def test_old_keys_are_forgotten_faster_than_a_busy_service_gets_new_ones(
-    sql: asyncpg.Connection, ada: Any
-) -> None:
-    for hours, keys in ((47, 1), (49, 3000)):  # the old ones: of 30 seconds, at 100 a second
-        await sql.execute(
-            "insert into idempotency_keys (user_id, route, key, fingerprint, job_id, created_at) "
-            "select $1, 'handoff', $2::int || '-' || n, sha256(''), uuidv7(), "
-            "baton_now() - $2::int * interval '1 hour' from generate_series(1, $3::int) n",
-            ada, hours, keys,
-        )  # fmt: skip
-    await sql.execute("update retention set due_at = 'infinity' where name <> 'idempotency_keys'")
-    took = 0.0
-    for _ in range(4):
-        took += 4 / 3 * await sql.fetchval(BATCH, 1000)
-        await sql.execute("update retention set rest_until = null")
-    assert await sql.fetchval("select count(*) from idempotency_keys") == 1
-    assert took < 30
+    async with working(dsn, Gate(opened=True), monkeypatch):
+        while (await counted(sql))["jobs"]:
+            await asyncio.sleep(0.01)
 
 
 # --- What operators do ---------------------------------------------------------------------
@@ -517,7 +498,7 @@ async def test_the_queue_is_no_larger_after_many_jobs_than_after_a_few(
     queue = ("procrastinate_jobs", "leases", "job_due", "procrastinate_events")
     sizes = []
     for _ in range(4):
-        await sql.execute(f"call pg_temp.lives('{ada}', '{project}', {worker}, 150)")
+        await sql.execute(f"call pg_temp.lives('{ada}', '{project}', {worker}, 80)")
         for name in queue:
             await sql.execute(f"vacuum {name}")  # which autovacuum does by itself
         sizes.append(
@@ -525,7 +506,7 @@ async def test_the_queue_is_no_larger_after_many_jobs_than_after_a_few(
                 "select sum(pg_total_relation_size(q::regclass)) from unnest($1::text[]) q", queue
             )
         )
-    assert await sql.fetchval("select count(*) from jobs where status = 'completed'") == 600
+    assert await sql.fetchval("select count(*) from jobs where status = 'completed'") == 320
     assert max(sizes) < 2 * sizes[0]
     assert sizes[-1] == sizes[-2]
     for name in queue:
