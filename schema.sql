@@ -2330,6 +2330,17 @@ begin
 end
 $$;
 
+-- Plans that were made when nobody stood in line would read all of the line, until autovacuum sees
+-- to it a minute later.
+create or replace function analyze_line() returns void
+language plpgsql security definer set search_path = public, pg_temp as $$
+begin
+  if (select reltuples from pg_class where oid = 'job_due'::regclass) < 1000 then
+    analyze job_due;
+  end if;
+end
+$$;
+
 -- What operators hold back, made true for the jobs that have been there before: lets go what is held
 -- back no more, and holds back what stands at the head of the queue and should not. Answers how
 -- many; after p_limit there may be more.
@@ -2412,6 +2423,9 @@ begin
       rank = excluded.rank, created_at = excluded.created_at;
     get diagnostics v_moved = row_count;
     v_count := v_count + v_moved;
+    if v_count >= p_limit then
+      perform analyze_line();
+    end if;
   end if;
   return v_count;
 end

@@ -24,7 +24,7 @@ SETTLED = 6  # executions; from the sixth on PostgreSQL may keep one plan for al
 PROJECTS, EVENTS, JOBS, ARTIFACTS = 50, 1_000_000, 200_000, 20_000
 # Tables that grow with use. Seven in ten events of a project are commits of GitHub, two in ten
 # come from Slack, one from Linear; one in 100,000 from Sentry; the first of a thousand is a tag.
-BIG = ["events", "jobs", "handoffs", "insights", "charges", "procrastinate_jobs"]
+BIG = ["events", "jobs", "handoffs", "insights", "charges", "procrastinate_jobs", "job_due"]
 
 GENERATE = f"""
 set session_replication_role = replica;
@@ -176,6 +176,7 @@ HOT: list[tuple[str, str, tuple[Any, ...], str, int]] = [
     ("key", "list_jobs", (U, P, *[None] * 6, "k", None, None, 51), "", 200),
     ("", "pace", (), "jobs_pace", 600),
     ("", "claim_job", (id_of("j", 3), 5, "w", 15), "", 60),
+    ("", "wake_held", (500,), "", 40),
     ("all", "list_events", (U, None, None, 100), "events_recent", 600),
     ("project", "list_events", (U, P, None, 100), "events_recent", 200),
     ("source", "list_events", (U, P, "slack", 100), "events_recent_by_source", 200),
@@ -237,3 +238,28 @@ async def test_fetching_a_ticket_reads_little(conn: asyncpg.Connection) -> None:
     read, scanned, plan = await measured(conn, statement, ())
     assert scanned == 0 and read <= 100, plan
     assert '"Index Name": "procrastinate_jobs_priority_idx_v1"' in plan
+
+
+LINE = f"""
+insert into project_concurrency values ('{id_of("p", 4)}', 2);
+insert into job_due (job_id, not_before, reason, line, rank, created_at)
+  select id, 'infinity', 'concurrency', '{id_of("p", 4)}', 0, created_at from jobs limit 50000;
+analyze job_due;
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "pages"),
+    [
+        ("claim_job", (id_of("j", 3), 5, "w", 15), 80),  # of another project
+        ("claim_job", (id_of("j", 4), 5, "w", 15), 80),
+        ("submit_job", (U, P, "handoff", None, None, None, {}, {}, None, None, 200), 110),
+        ("read_job", (U, id_of("j", 3)), 70),
+    ],
+)
+async def test_a_long_line_of_one_project_is_not_read_to_serve_a_job(
+    conn: asyncpg.Connection, name: str, arguments: tuple[Any, ...], pages: int
+) -> None:
+    await conn.execute(LINE)
+    read, scanned, plan = await measured(conn, queries()[name].rstrip(";"), arguments)
+    assert scanned == 0 and read <= pages, plan
