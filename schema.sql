@@ -2621,6 +2621,20 @@ create table if not exists webhook_deliveries (
   constraint webhook_deliveries_ended
     check ((state = 'waiting') = (ended_at is null) and (state = 'waiting' or next_attempt_at is null))
 ) with (fillfactor = 80);
+-- Version 1 knew no host of some URLs. Nothing over HTTP made a webhook then, so there are few rows.
+do $$
+begin
+  if not exists (
+    select from pg_attrdef
+    where adrelid = 'webhook_deliveries'::regclass and pg_get_expr(adbin, adrelid) ~* '^coalesce\(lower')
+  then
+    alter table webhook_deliveries drop column host cascade;  -- a view of ops, made again below
+    alter table webhook_deliveries add column host text not null
+      generated always as (coalesce(
+        lower(substring(url from '^[A-Za-z]+://(\[[^]]*\]|[^/?#:]*)')), '')) stored;
+  end if;
+end
+$$;
 -- What makes a duplicate impossible; progress is the one type that a job has several of.
 create unique index if not exists webhook_deliveries_once
   on webhook_deliveries (job_id, endpoint_id, type) nulls not distinct where type <> 'job.progress';
@@ -2659,6 +2673,7 @@ $$;
 
 -- The body of a webhook: the job as GET answers it, never the artifact. Metadata are the caller's own
 -- and can be long; a job that would make the body too large is sent with its first eleven fields.
+drop function if exists webhook_payload(jobs, text);  -- of version 1
 create or replace function webhook_payload(p_job_id uuid, p_type text) returns text
 language plpgsql stable as $$
 declare

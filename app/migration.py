@@ -56,6 +56,8 @@ SETTINGS = {
 }
 # What versions 1 and 2 of Baton, which kept no record, made their databases with.
 BASELINE = "03.04.00_50_post_add_retry_failed_job_procedure"
+# Of the transaction that others wait for: the version that is noted later makes it last.
+_ASYNC = "set local synchronous_commit = off;"
 RECORD = "create table if not exists procrastinate_migrations"
 
 _TOKEN = re.compile(
@@ -171,7 +173,7 @@ async def _upgrade(connection: Connection, version: int, digest: str, done: Migr
     now, later = await _divided(connection)
     await _patiently(connection, _execute(connection, *[s for s in now if RECORD in s]))
     await _upgrade_procrastinate(connection, version, done)
-    await _patiently(connection, _execute(connection, *now))
+    await _patiently(connection, _execute(connection, *now, _ASYNC, cancel=True))
     for statement in later:
         if index := _INDEX.search(statement):
             await _build(connection, statement, index, done)
@@ -220,10 +222,17 @@ def _apply_procrastinate(
     return run
 
 
-def _execute(connection: Connection, *texts: str) -> Callable[[float], Awaitable[None]]:
+def _execute(
+    connection: Connection, *texts: str, cancel: bool = False
+) -> Callable[[float], Awaitable[None]]:
+    """In one transaction. With `cancel`, who waits for it is told to try again: a function that has
+    begun and answers rows of a table which now has more columns would fail for good."""
+
     async def run(seconds: float) -> None:
         async with connection.raw.transaction():
             await connection.raw.execute("\n".join(texts), timeout=seconds)
+            if cancel:
+                await connection.value("cancel_waiting")
 
     return run
 

@@ -37,6 +37,17 @@ on conflict (name) do update set applied_at = excluded.applied_at;
 -- $1 name. Null when there is no such index, false when its build was interrupted.
 select indisvalid from pg_index where indexrelid = to_regclass($1);
 
+-- name: cancel_waiting
+-- How many statements were cancelled that wait for a table which this transaction has changed.
+select count(pg_cancel_backend(w.pid))
+from pg_locks mine
+join pg_locks w on w.relation = mine.relation and w.database = mine.database and not w.granted
+join pg_stat_activity a on a.pid = w.pid
+join pg_roles r on r.oid = a.usesysid
+where mine.pid = pg_backend_pid() and mine.mode = 'AccessExclusiveLock' and mine.granted
+  and ((select rolsuper from pg_roles where rolname = current_user)
+       or not r.rolsuper and (pg_has_role(r.oid, 'USAGE') or pg_has_role('pg_signal_backend', 'USAGE')));
+
 -- name: oldest_transaction
 -- Who most likely holds the lock that a migration waits for.
 select

@@ -47,6 +47,7 @@ TOGETHER = (
     "test_deploy",
     "test_page",
     "test_plans",
+    "test_upgrade",
 )  # their tests share what takes long to make
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -150,21 +151,22 @@ def janitor(cluster: str) -> Iterator[ThreadPoolExecutor]:
 @pytest.fixture
 async def empty_dsn(cluster: str, janitor: ThreadPoolExecutor) -> AsyncIterator[str]:
     """A DSN of a new database without any schema."""
-    async with _new_database(cluster, "template1", janitor) as dsn:
+    async with new_database(cluster, "template1", janitor) as dsn:
         yield dsn
 
 
 @pytest.fixture
 async def dsn(cluster: str, template: str, janitor: ThreadPoolExecutor) -> AsyncIterator[str]:
     """A DSN of a new database with the current schema."""
-    async with _new_database(cluster, template, janitor) as dsn:
+    async with new_database(cluster, template, janitor) as dsn:
         yield dsn
 
 
 @asynccontextmanager
-async def _new_database(
+async def new_database(
     cluster: str, template: str, janitor: ThreadPoolExecutor
 ) -> AsyncIterator[str]:
+    """A DSN of a copy of a database."""
     name = f"baton_test_{secrets.token_hex(6)}"
     connection = await asyncpg.connect(cluster)
     await connection.execute(f"create database {name} template {template} strategy file_copy")
@@ -178,6 +180,16 @@ async def _execute(dsn: str, *statements: str) -> None:
     for statement in statements:
         await connection.execute(statement)
     await connection.close()
+
+
+@asynccontextmanager
+async def connected(dsn: str) -> AsyncIterator[asyncpg.Connection]:
+    """A plain connection to any database."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        yield connection
+    finally:
+        await connection.close()
 
 
 @pytest.fixture

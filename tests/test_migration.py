@@ -5,10 +5,10 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import asyncpg
 import pytest
+from conftest import connected
 from procrastinate.schema import SchemaManager
 
 from app import db, migration
@@ -170,6 +170,25 @@ async def test_a_migration_lets_others_pass_until_it_gets_its_locks(
     assert (await migrating).applied
 
 
+async def test_who_waits_for_a_changed_table_is_told_to_try_again(
+    dsn: str, sql: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a function that answers a row of `jobs` fails: it began when the row was shorter."""
+    text = db.schema() + "\nalter table jobs add column newest int;\nselect pg_sleep(0.3);"
+    monkeypatch.setattr(migration, "schema", lambda: text)
+    ask = "select id from complete_job(gen_random_uuid(), gen_random_uuid(), '{}')"
+    told = set()
+    migrating = asyncio.create_task(migrate(dsn))
+    while not migrating.done():
+        try:
+            await sql.fetch(ask)
+        except asyncpg.PostgresError as error:
+            told.add(error.sqlstate)
+        await asyncio.sleep(0)
+    assert (await migrating).applied
+    assert told == {"57014", "BT410"}  # cancelled; the lease is not there
+
+
 async def test_a_migration_that_never_gets_its_locks_names_who_is_in_its_way(
     dsn: str, sql: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -317,15 +336,6 @@ async def test_a_new_database_has_all_of_procrastinate_s_migrations(
     sql: asyncpg.Connection,
 ) -> None:
     assert await recorded(sql, applied=True) == ALL
-
-
-@asynccontextmanager
-async def connected(dsn: str) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(dsn)
-    try:
-        yield connection
-    finally:
-        await connection.close()
 
 
 def dump(dsn: str) -> str:
