@@ -246,7 +246,10 @@ class Traffic:
 def _verdict(curve: Sequence[Sizes]) -> int:
     """Every table at its end, as a multiple of its steady size: what it had when each was as full
     as its retention lets it be."""
-    full = next((at for at in curve if at.jobs >= STEADY_AFTER), curve[0])
+    full = next((at for at in curve if at.jobs >= STEADY_AFTER), None)
+    if full is None:
+        print(f"Nothing has a steady size before {STEADY_AFTER:,.0f} jobs.")
+        return 0
     worst = 0.0
     print(f"{'table':24} {'steady':>9} {'largest':>9} {'end':>9}  MB, and end / steady")
     for name in (*QUEUE, *KEPT):
