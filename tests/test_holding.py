@@ -252,6 +252,24 @@ async def test_the_limit_is_exact_and_nothing_waits_without_need_however_many_cl
     assert await sql.fetchval("select count(*) from job_due") == 0
 
 
+async def test_two_claims_of_the_last_place_take_turns(
+    desk: Desk, sql: asyncpg.Connection, dsn: str
+) -> None:
+    first, second = await desk.submit(), await desk.submit()
+    await desk.limit(1)
+    connection = await asyncpg.connect(dsn)
+    other = Desk(connection, desk.user, desk.project)
+    async with sql.transaction():
+        assert await desk.claim(first) is not None
+        claiming = asyncio.create_task(other.claim(second))
+        async with asyncio.timeout(5):
+            while not await sql.fetchval("select count(*) from pg_locks where not granted"):
+                assert not claiming.done()
+                await asyncio.sleep(0.01)
+    assert await claiming is None
+    await connection.close()
+
+
 async def test_the_ends_alone_keep_a_project_with_a_limit_going(
     desk: Desk, sql: asyncpg.Connection
 ) -> None:
