@@ -3798,6 +3798,30 @@ comment on function ops.set_concurrency is
   'Run at most so many attempts of a project at once; null: no limit, 0: none. What runs goes on, the '
   'others wait without being in the way of other projects. For a tenant that floods the queue.';
 
+create or replace view ops.holds as
+select
+  'pause' as hold, p.kind, null::uuid as project_id, null::text as project, null::int as concurrency,
+  null::bigint as running,
+  (select count(*) from job_due d
+   where d.reason = 'paused' and d.line in (
+     select f.kind from flows f where p.kind is null or f.kind = p.kind)) as waiting,
+  p.reason, p.created_at as since
+from pauses p
+union all
+select
+  'concurrency', null, c.project_id, o.name, c.concurrency,
+  (select count(*) from leases l
+   where (select j.project_id from jobs j where j.id = l.job_id) = c.project_id),
+  (select count(*) from job_due d
+   where d.reason = 'concurrency' and d.line = c.project_id::text),
+  null, null
+from project_concurrency c
+join projects o on o.id = c.project_id
+where c.concurrency is not null;
+comment on view ops.holds is
+  'What operators hold back: kinds that are paused (no kind: all), projects with a limit of attempts, '
+  'and how many jobs wait for that. Ask it when jobs wait though workers are idle.';
+
 create or replace function ops.prioritize(id uuid) returns boolean
 language plpgsql security definer
 set search_path = public, pg_temp set lock_timeout = '2s' as $$

@@ -341,6 +341,27 @@ async def test_a_paused_job_of_a_project_with_a_limit_does_not_block_the_others(
     assert await desk.tickets() == [paused]
 
 
+async def test_an_operator_sees_what_is_held_back_and_how_much_waits(
+    desk: Desk, sql: asyncpg.Connection
+) -> None:
+    await desk.limit(1)
+    first = await desk.submit()
+    await desk.claim(first)
+    for _ in range(2):
+        await desk.submit()
+    await sql.execute("select ops.pause('release_notes', 'under repair')")
+    await (await desk_of(sql, "bob")).submit("release_notes")
+    rows = await sql.fetch("select * from ops.holds order by hold")
+    assert [
+        (row["hold"], row["kind"], row["project"], row["concurrency"], row["running"])
+        for row in rows
+    ] == [("concurrency", None, "ada", 1, 1), ("pause", "release_notes", None, None, None)]
+    assert [(row["waiting"], row["reason"]) for row in rows] == [(2, None), (1, "under repair")]
+    await sql.execute("select ops.resume()")
+    await desk.limit(None)
+    assert await sql.fetch("select * from ops.holds") == []
+
+
 # --- To the front ----------------------------------------------------------------------------
 
 
