@@ -5089,4 +5089,252 @@ comment on view ops.help is
   'Every view and function of the schema ops, with its arguments and what it is for. All of it: '
   '\d+ ops.* and \df+ ops.* in psql.';
 
+-- What the API tells of ops.checks, which looks at sessions that the API may not see.
+create or replace function check_states() returns table (name text, ok boolean)
+language sql stable security definer set search_path = public, pg_temp as $$
+  select c.name, c.ok from ops.checks c
+$$;
+
 -- --- Roles --------------------------------------------------------------------------------
+--
+-- Four roles, none of which can log in; logins are members of them (docs/roles.md). Every process
+-- takes its role on when it connects, so that one login can serve for all, or each has its own.
+--
+--   baton_migrate  owns everything of ours, and may take on the other three
+--   baton_api      the API: reads what the queries of callers join, writes by functions only
+--   baton_worker   the workers: the tickets, and the functions that move a job
+--   baton_ops      a person: the views and functions of ops, and a look at all but what is secret
+--
+-- What a process calls is a security definer: it runs with the rights of baton_migrate and with a
+-- search path of its own, and so do the functions that it calls in turn, to which nobody else has a
+-- right. Roles belong to the cluster: another of its databases may be making them just now.
+
+do $$
+declare
+  v_role text;
+  v_member text;
+begin
+  foreach v_role in array '{baton_api, baton_worker, baton_ops, baton_migrate}'::text[] loop
+    continue when to_regrole(v_role) is not null;
+    begin
+      execute format('create role %I nologin', v_role);
+    exception
+      when duplicate_object or unique_violation then null;
+      when insufficient_privilege then
+        raise 'Baton needs four roles, which "%" may not make. Let an administrator run: '
+          'create role baton_api; create role baton_worker; create role baton_ops; '
+          'create role baton_migrate in role baton_api, baton_worker, baton_ops; '
+          'grant baton_migrate to %;', current_user, quote_ident(current_user)
+          using errcode = 'insufficient_privilege';
+    end;
+  end loop;
+
+  -- The login that migrates made all of this and can take it all away; it may be the only one.
+  for v_role, v_member in values
+    ('baton_api', 'baton_migrate'), ('baton_worker', 'baton_migrate'),
+    ('baton_ops', 'baton_migrate'), ('baton_migrate', current_user),
+    ('pg_read_all_stats', 'baton_ops'),  -- who holds up whom: pg_stat_activity of other logins
+    ('pg_signal_backend', 'baton_ops')  -- and to end that
+  loop
+    continue when pg_has_role(v_member, v_role, 'usage');
+    begin
+      execute format('grant %I to %I', v_role, v_member);
+    exception when insufficient_privilege or unique_violation then null;
+    end;
+  end loop;
+end
+$$;
+
+-- All of ours is what the owner of schema_version has, or the login of this migration, in these two
+-- schemas, and not as a part of an extension.
+do $$
+declare
+  v_owners oid[] := array[
+    (select relowner from pg_class where oid = 'public.schema_version'::regclass),
+    current_user::regrole::oid];
+  v_statement text;
+begin
+  if not (has_schema_privilege('baton_migrate', 'public', 'create')
+    and has_database_privilege('baton_migrate', current_database(), 'create')) then
+    begin
+      execute format('grant create on database %I to baton_migrate', current_database());
+      grant usage, create on schema public to baton_migrate;
+    exception when insufficient_privilege then
+      raise 'Let the owner of the database run: grant create on database % to baton_migrate; '
+        'grant create on schema public to baton_migrate;', quote_ident(current_database())
+        using errcode = 'insufficient_privilege';
+    end;
+  end if;
+  if has_schema_privilege('public', 'public', 'create') then  -- a database from before PostgreSQL 15
+    revoke create on schema public from public;
+  end if;
+
+  if (select nspowner from pg_namespace where nspname = 'ops') <> 'baton_migrate'::regrole then
+    alter schema ops owner to baton_migrate;
+  end if;
+  revoke all on schema ops from public, baton_api, baton_worker;
+  for v_statement in
+    with ours as (
+      select 'pg_class'::regclass as catalog, oid, relowner as owner, relnamespace as namespace,
+        format('alter table %s owner to baton_migrate', oid::regclass) as alter_owner,
+        format('revoke all on table %s from %%s', oid::regclass) as revoke_all
+      from pg_class
+      where relkind in ('r', 'p', 'v', 'm')
+      union all
+      select 'pg_proc'::regclass, oid, proowner, pronamespace,
+        format('alter routine %s owner to baton_migrate', oid::regprocedure),
+        format('revoke all on routine %s from %%s', oid::regprocedure)
+      from pg_proc
+      union all
+      select 'pg_type'::regclass, t.oid, typowner, typnamespace,
+        format('alter type %s owner to baton_migrate', t.oid::regtype), null
+      from pg_type t
+      left join pg_class c on c.oid = typrelid
+      where typtype in ('e', 'd') or relkind = 'c'
+      union all
+      select 'pg_class'::regclass, c.oid, relowner, relnamespace, null,
+        format('revoke all on sequence %s from %%s', c.oid::regclass)
+      from pg_class c
+      where relkind = 'S'
+    )
+    select statement
+    from ours o
+    cross join lateral (
+      select o.alter_owner as statement, 1 as place
+      where o.owner <> 'baton_migrate'::regrole
+      union all
+      select format(o.revoke_all, 'public, baton_api, baton_worker, baton_ops'), 2
+    ) s
+    where o.namespace in ('public'::regnamespace, 'ops'::regnamespace)
+      and o.owner = any (v_owners || 'baton_migrate'::regrole::oid)
+      and statement is not null
+      and not exists (
+        select from pg_depend d
+        where d.classid = o.catalog and d.objid = o.oid and d.deptype = 'e')
+    order by place
+  loop
+    execute v_statement;
+  end loop;
+end
+$$;
+
+-- Lets roles call functions of the schema public by their names, all of each name.
+create or replace function let_call(p_roles text, variadic p_names text[]) returns void
+language plpgsql as $$
+declare
+  v_name text;
+  v_function regprocedure;
+begin
+  foreach v_name in array p_names loop
+    for v_function in
+      select oid from pg_proc where pronamespace = 'public'::regnamespace and proname = v_name
+    loop
+      execute format(
+        'alter function %s security definer set search_path = public, pg_temp', v_function);
+      execute format('grant execute on function %s to %s', v_function, p_roles);
+    end loop;
+    if not found then
+      raise 'let_call: there is no function %.', v_name;
+    end if;
+  end loop;
+end
+$$;
+
+-- What all three do: read the clock, and sweep (app/sweeper.py).
+grant execute on function baton_now() to baton_api, baton_worker, baton_ops;
+grant select on schema_version to baton_api, baton_worker, baton_ops;
+grant select on leases to baton_api, baton_worker;
+select let_call('baton_api, baton_worker',
+  'sweepable', 'sweep_job', 'wake_due', 'reconcile_jobs', 'reconcile_tickets', 'wake_held',
+  'hold_reason', 'count_usage');
+
+-- The API. Whose a key is, what it has used and what signs a webhook it learns from functions.
+grant select on
+  project_access, projects, organizations, members, sources, flows, events, event_facets,
+  jobs, job_objects, job_events, deleted_jobs, handoffs, insights, webhook_endpoints,
+  webhook_deliveries
+  to baton_api;
+grant execute on function milliseconds(timestamptz, timestamptz) to baton_api;  -- of job_objects
+grant select (user_id, key, job_id) on idempotency_keys to baton_api;
+-- For its metrics.
+grant select (last_heartbeat) on procrastinate_workers to baton_api;
+grant usage on schema ops to baton_api;
+grant select on ops.queue_depth to baton_api;
+grant execute on function ago(timestamptz) to baton_api;
+grant update (status, updated_at) on handoffs, insights to baton_api;
+select let_call('baton_api',
+  'check_states', 'admit', 'revoked_keys', 'take_wait_slot', 'keep_wait_slots', 'assert_project', 'ingest_events',
+  'submit_job', 'cancel_job', 'retry_job', 'delete_job',
+  'create_webhook', 'update_webhook', 'delete_webhook', 'rotate_webhook_secret',
+  'read_webhook_secret', 'attempts_of', 'replay_webhook');
+
+-- The workers. Procrastinate's own statements write the tickets.
+grant select, insert, update, delete on
+  procrastinate_jobs, procrastinate_workers, procrastinate_events, procrastinate_periodic_defers
+  to baton_worker;
+grant usage on sequence
+  procrastinate_jobs_id_seq, procrastinate_events_id_seq, procrastinate_periodic_defers_id_seq
+  to baton_worker;
+grant select (id, name, owner_id) on projects to baton_worker;
+grant select (id, plan) on users to baton_worker;
+grant select (name, models) on plans to baton_worker;
+grant select (id, kind, attempt, outcome, error_code) on jobs to baton_worker;
+grant select on events, event_facets to baton_worker;
+grant select (id, project_id, status, scope, period_end, created_at) on handoffs to baton_worker;
+select let_call('baton_worker',
+  'claim_job', 'renew_leases', 'report_progress', 'record_calls', 'complete_job', 'fail_job',
+  'release_job', 'park_job', 'hold_job', 'crash_job', 'unknown_tickets', 'beat', 'stop_worker',
+  'apply_retention',
+  'claim_webhooks', 'webhook_attempted', 'release_webhook');
+
+-- A person. Neither digests of keys nor what signs webhooks; all changes are functions of ops.
+grant usage on schema ops to baton_ops;
+grant execute on function  -- which views call, as their reader
+  milliseconds(timestamptz, timestamptz), month_of(timestamptz), job_of_ticket(jsonb),
+  seconds_since(timestamptz), ago(timestamptz), minute_of(timestamptz)
+  to baton_ops;
+grant select on all tables in schema ops to baton_ops;
+grant execute on all functions in schema ops to baton_ops;
+select let_call('baton_ops',
+  'ingest_events', 'assert_project',  -- `baton import`
+  'hold_reason');
+
+do $$
+declare
+  v_name regclass;
+  v_function regprocedure;
+  v_secret constant text[] := '{api_keys.digest, webhook_secrets.secret}';
+begin
+  -- Procrastinate's functions are called by its own code.
+  for v_function in
+    select oid from pg_proc
+    where pronamespace = 'public'::regnamespace and proname ~ '^procrastinate_'
+      and proowner = 'baton_migrate'::regrole
+  loop
+    execute format('grant execute on function %s to baton_worker', v_function);
+  end loop;
+  for v_name in
+    select oid from pg_class
+    where relnamespace = 'public'::regnamespace and relkind in ('r', 'p', 'v')
+      and relowner = 'baton_migrate'::regrole
+  loop
+    execute (
+      select format('grant select %s on %s to baton_ops',
+        case when bool_or(secret) then
+          '(' || string_agg(quote_ident(attname), ', ') filter (where not secret) || ')' end,
+        v_name)
+      from (
+        select attname, v_name || '.' || attname = any (v_secret) as secret
+        from pg_attribute
+        where attrelid = v_name and attnum > 0 and not attisdropped
+      ) a);
+  end loop;
+  for v_function in
+    select oid from pg_proc where pronamespace = 'ops'::regnamespace and not prosecdef
+  loop
+    execute format(
+      'alter function %s security definer set search_path = public, pg_temp', v_function);
+  end loop;
+end
+$$;
+drop function let_call;

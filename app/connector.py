@@ -97,6 +97,29 @@ async def init_connection(connection: asyncpg.Connection) -> None:
     )
 
 
+async def connect(*args: Any, **options: Any) -> asyncpg.Connection:
+    """What asyncpg's `connect` does, with a sentence when the role is the trouble that the session
+    is to take on (`server_settings` has it).
+
+    Raises:
+        asyncpg.PostgresError: there is no such role, or the login may not take it on, for example.
+    """
+    try:
+        connection: asyncpg.Connection = await asyncpg.connect(*args, **options)
+    except (asyncpg.InvalidParameterValueError, asyncpg.InsufficientPrivilegeError) as error:
+        role = options["server_settings"].get("role")
+        if role is None or f'role "{role}"' not in str(error):
+            raise
+        missing = isinstance(error, asyncpg.InvalidParameterValueError)
+        raise type(error)(
+            f"There is no role {role} yet; run: baton migrate"
+            if missing
+            else f"The login of this process may not take on the role {role}; let an administrator "
+            f"run: grant {role} to the login; ({error})"
+        ) from error
+    return connection
+
+
 @lru_cache(maxsize=256)
 def translate(query: str) -> tuple[str, tuple[str, ...]]:
     """Turn psycopg's named parameters into `$n`; answer the SQL and the names in order."""
@@ -150,16 +173,19 @@ class AsyncpgConnector(connector.BaseAsyncConnector):
 
     Args:
         pool: made with `init_connection`.
-        dsn: for the listener, which needs a connection of its own (LISTEN belongs to a session,
-            and a pool would hand the session to somebody else).
+        dsn, role: for the listener, which needs a connection of its own (LISTEN belongs to a
+            session, and a pool would hand the session to somebody else).
         retry_for: seconds for which a query on a pooled connection is tried again while the
             database is away. All of Procrastinate's queries may be repeated except deferring; a
             claim whose answer was lost is found by the worker (`unknown_tickets`).
     """
 
-    def __init__(self, pool: asyncpg.Pool, dsn: str, *, retry_for: float = 0.0) -> None:
+    def __init__(
+        self, pool: asyncpg.Pool, dsn: str, *, role: str | None = None, retry_for: float = 0.0
+    ) -> None:
         self._pool = pool
         self._dsn = dsn
+        self._role = role
         self._retry_for = retry_for
 
     def stop_retrying(self) -> None:
@@ -235,10 +261,12 @@ class AsyncpgConnector(connector.BaseAsyncConnector):
         self, on_notification: connector.Notify, channels: Iterable[str]
     ) -> None:
         """Pass notifications on for ever; see `listen`."""
-        await listen(self._dsn, list(channels), on_notification)
+        await listen(self._dsn, list(channels), on_notification, role=self._role)
 
 
-async def listen(dsn: str, channels: Sequence[str], on_notification: connector.Notify) -> None:
+async def listen(
+    dsn: str, channels: Sequence[str], on_notification: connector.Notify, *, role: str | None = None
+) -> None:
     """Pass notifications on for ever; reconnect when the connection is lost.
 
     After every (re)connection it passes on a `WAKE_UP`, because a notification that was sent while
@@ -247,7 +275,7 @@ async def listen(dsn: str, channels: Sequence[str], on_notification: connector.N
     delay = RECONNECT_DELAY[0]
     while True:
         try:
-            async with _listening(dsn, channels) as inbox:
+            async with _listening(dsn, channels, role) as inbox:
                 delay = RECONNECT_DELAY[0]
                 await on_notification(channel=channels[0], payload=WAKE_UP)
                 async for channel, payload in inbox:
@@ -274,13 +302,12 @@ def _first(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 @asynccontextmanager
 async def _listening(
-    dsn: str, channels: Sequence[str]
+    dsn: str, channels: Sequence[str], role: str | None
 ) -> AsyncIterator[AsyncIterator[tuple[str, str]]]:
     """One connection that listens; the iterator ends when the connection is gone."""
     inbox: asyncio.Queue[tuple[str, str] | None] = asyncio.Queue()
-    connection = await asyncpg.connect(
-        dsn, timeout=ACQUIRE_TIMEOUT, server_settings={"application_name": "baton listen"}
-    )
+    settings = {"application_name": "baton listen"} | ({"role": role} if role else {})
+    connection = await connect(dsn, timeout=ACQUIRE_TIMEOUT, server_settings=settings)
 
     async def arrivals() -> AsyncIterator[tuple[str, str]]:
         while True:

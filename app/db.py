@@ -24,6 +24,7 @@ from app.connector import (
     ACQUIRE_TIMEOUT,
     TRANSIENT,
     AnyConnection,
+    connect,
     init_connection,
     sound_session,
 )
@@ -156,12 +157,20 @@ class Database:
     `transaction` is for several that must agree.
 
     Args:
+        dsn, role: of the pool, for connections beside it.
         line: who waits here does not take a busy pool for a database that is away.
     """
 
-    def __init__(self, pool: asyncpg.Pool, dsn: str, line: asyncio.Semaphore | None = None) -> None:
+    def __init__(
+        self,
+        pool: asyncpg.Pool,
+        dsn: str,
+        role: str | None = None,
+        line: asyncio.Semaphore | None = None,
+    ) -> None:
         self.pool = pool
         self.dsn = dsn
+        self.role = role
         self._line: AbstractAsyncContextManager[None] = line or nullcontext()
 
     @asynccontextmanager
@@ -224,12 +233,14 @@ async def open_database(
     *,
     application_name: str,
     size: int,
+    role: str | None = None,
     patient: bool = False,
     command_timeout: float = COMMAND_TIMEOUT,
     **settings: str,
 ) -> AsyncIterator[Database]:
-    """Open a pool of at most `size` connections and close it at the end. `settings` are session
-    settings that differ from `SETTINGS`. With `patient`, many may wait for few connections.
+    """Open a pool of at most `size` connections and close it at the end. They take on `role`, which
+    says what they may do (schema.sql), or without one have the rights of the login. `settings` are
+    session settings that differ from `SETTINGS`. With `patient`, many may wait for few connections.
 
     The server need not be there: the first connection is made for the first query, so that a
     process can start, say that it is not ready, and become ready by itself.
@@ -237,16 +248,20 @@ async def open_database(
     with mapped_errors():
         pool = await asyncpg.create_pool(
             dsn,
+            connect=connect,
             min_size=0,
             max_size=size,
             init=init_connection,
             reset=_keep,
             timeout=ACQUIRE_TIMEOUT,
             command_timeout=command_timeout,
-            server_settings={**SETTINGS, **settings, "application_name": application_name},
+            server_settings=SETTINGS
+            | settings
+            | {"application_name": application_name}
+            | ({"role": role} if role else {}),
         )
     try:
-        yield Database(pool, dsn, asyncio.Semaphore(size) if patient else None)
+        yield Database(pool, dsn, role, asyncio.Semaphore(size) if patient else None)
     finally:
         pool.terminate()
 
@@ -257,7 +272,7 @@ async def _keep(_: asyncpg.Connection) -> None:
 
 async def applied_version(database: Database) -> int | None:
     """The schema version that the database has; None when it has none of ours."""
-    if not await database.value("has_table", "schema_version"):
+    if not await database.value("may_read", "schema_version"):
         return None
     version: int | None = await database.value("schema_version")
     return version

@@ -402,6 +402,7 @@ def create_app(settings: Settings) -> Starlette:
             open_database(
                 settings.database_url,
                 application_name="baton serve",
+                role="baton_api",
                 size=POOL_SIZE,
                 command_timeout=COMMAND_TIMEOUT,
                 statement_timeout=STATEMENT_TIMEOUT,

@@ -19,6 +19,10 @@ on conflict (version) do update set digest = excluded.digest, applied_at = now()
 -- $1 name. Asked before anything else of a database that may be empty.
 select to_regclass($1) is not null;
 
+-- name: may_read
+-- $1 name. Is there such a table, of a version that lets this role read it?
+select coalesce(has_table_privilege(to_regclass($1), 'select'), false);
+
 -- name: try_lock_migration
 -- Those that migrate at once take turns; the lock ends with the session. Older programs wait for it.
 select pg_try_advisory_lock(hashtextextended('baton migrate', 0));
@@ -698,7 +702,7 @@ group by f.kind;
 
 -- name: checks
 -- For GET /metrics.
-select name, ok from ops.checks;
+select name, ok from check_states();
 
 -- name: queue_state
 -- $1 seconds after which a silent worker is dead. For GET /metrics: what should be few, and workers.

@@ -37,7 +37,9 @@ def make_queue(database: Database, *, retry_for: float = 0.0) -> procrastinate.A
             outlives an outage, a request does not wait for it.
     """
     return procrastinate.App(
-        connector=AsyncpgConnector(database.pool, database.dsn, retry_for=retry_for)
+        connector=AsyncpgConnector(
+            database.pool, database.dsn, role=database.role, retry_for=retry_for
+        )
     )
 
 

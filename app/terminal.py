@@ -41,8 +41,10 @@ def with_pool(settings: Settings, work: Callable[[Database], Coroutine[Any, Any,
 
 @asynccontextmanager
 async def opened(dsn: str) -> AsyncIterator[Database]:
-    """A small pool."""
-    async with open_database(dsn, application_name="baton cli", size=2) as database:
+    """A small pool of an operator's."""
+    async with open_database(
+        dsn, application_name="baton cli", role="baton_ops", size=2
+    ) as database:
         yield database
 
 

@@ -173,7 +173,8 @@ class Hub:
     async def run(self) -> None:
         """Listen and look, for ever."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(listen(self._database.dsn, [CHANGES], self._heard))
+            database = self._database
+            tasks.create_task(listen(database.dsn, [CHANGES], self._heard, role=database.role))
             tasks.create_task(self._look_forever())
             tasks.create_task(self._look_at_keys())
 

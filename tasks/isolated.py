@@ -134,7 +134,7 @@ async def _main(answer: BinaryIO) -> None:
 async def _generate(answer: BinaryIO, job: ClaimedJob, settings: Settings) -> None:
     assert settings.database_url
     async with open_database(
-        settings.database_url, application_name="baton isolated", size=1
+        settings.database_url, application_name="baton isolated", role="baton_worker", size=1
     ) as database:
         try:
             calls = _CallsHome(answer, job)

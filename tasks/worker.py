@@ -327,12 +327,18 @@ async def run_worker(settings: Settings) -> None:
     async with AsyncExitStack() as stack:
         provider = await stack.enter_async_context(open_provider(settings))
         database = await stack.enter_async_context(
-            open_database(settings.database_url, application_name="baton worker", size=POOL_SIZE)
+            open_database(
+                settings.database_url,
+                application_name="baton worker",
+                role="baton_worker",
+                size=POOL_SIZE,
+            )
         )
         attempts = await stack.enter_async_context(
             open_database(
                 settings.database_url,
                 application_name="baton worker",
+                role="baton_worker",
                 size=ATTEMPTS_POOL_SIZE,
                 patient=True,
             )

@@ -194,14 +194,35 @@ async def connected(dsn: str) -> AsyncIterator[asyncpg.Connection]:
 
 @pytest.fixture
 async def database(dsn: str) -> AsyncIterator[Database]:
-    """A pool on the test's database, as the code has it."""
-    async with open_database(dsn, application_name="baton test", size=10) as database:
+    """A pool on the test's database, as a worker has it."""
+    async with open_database(
+        dsn, application_name="baton test", role="baton_worker", size=10
+    ) as database:
         yield database
 
 
 @pytest.fixture
+async def api(dsn: str) -> AsyncIterator[Database]:
+    """A pool on the test's database, as the API has it."""
+    async with open_database(
+        dsn, application_name="baton test", role="baton_api", size=10
+    ) as database:
+        yield database
+
+
+@pytest.fixture
+async def ops(dsn: str) -> AsyncIterator[asyncpg.Connection]:
+    """A connection for doing what an operator does."""
+    settings = {"role": "baton_ops", "application_name": "psql"}
+    connection = await asyncpg.connect(dsn, server_settings=settings)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
 async def sql(dsn: str) -> AsyncIterator[asyncpg.Connection]:
-    """A plain connection, for looking at rows and for doing what an operator does."""
+    """The laboratory's connection: it looks at all rows, and breaks things. As a superuser, which
+    nothing of Baton is."""
     connection = await asyncpg.connect(dsn)
     yield connection
     await connection.close()
@@ -313,15 +334,15 @@ async def base_url(app: Starlette) -> AsyncIterator[str]:
 
 @pytest.fixture
 async def new_caller(
-    base_url: str, sql: asyncpg.Connection
+    base_url: str, ops: asyncpg.Connection
 ) -> AsyncIterator[Callable[[str], Awaitable[Caller]]]:
     """Makes callers by name; each has a project that the others do not see."""
     clients: list[httpx.AsyncClient] = []
 
     async def make(name: str) -> Caller:
-        user_id = await sql.fetchval("select ops.create_user($1)", f"{name}@example.com")
-        project_id = await sql.fetchval("select ops.create_project($1, $2)", name, user_id)
-        key = await sql.fetchval("select ops.create_api_key($1)", user_id)
+        user_id = await ops.fetchval("select ops.create_user($1)", f"{name}@example.com")
+        project_id = await ops.fetchval("select ops.create_project($1, $2)", name, user_id)
+        key = await ops.fetchval("select ops.create_api_key($1)", user_id)
         http = httpx.AsyncClient(
             base_url=f"{base_url}/api/v1",
             headers={"Authorization": f"Bearer {key}"},

@@ -218,9 +218,10 @@ async def test_a_restored_dump_runs_and_sends_nothing_until_told_to_and_then_eve
 
 
 @pytest.fixture
-async def shop(database: Database, sql: asyncpg.Connection) -> Shop:
-    user = await database.value("create_user", "ada@example.com")
-    return Shop(database, sql, user, await database.value("create_project", "Demo", user, None))
+async def shop(api: Database, ops: asyncpg.Connection, sql: asyncpg.Connection) -> Shop:
+    user = str(await ops.fetchval("select ops.create_user('ada@example.com')"))
+    project = str(await ops.fetchval("select ops.create_project('Demo', $1)", user))
+    return Shop(api, sql, user, project)
 
 
 @pytest.fixture
@@ -233,7 +234,7 @@ async def copy(
         "insert into webhook_deliveries (job_id, project_id, url, type, payload) "
         "select id, project_id, 'http://a', 'job.failed', '{}' from jobs"
     )
-    await shop.database.pool.expire_connections()
+    await shop.api.pool.expire_connections()
     await sql.execute(
         "select pg_terminate_backend(pid) from pg_stat_activity "
         "where datname = current_database() and pid <> pg_backend_pid()"
@@ -273,11 +274,11 @@ async def test_what_is_held_by_hand_ends_what_runs_and_begins_nothing(
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     caplog.set_level(logging.INFO, "baton.sweeper")
-    sweeper = Sweeper(shop.database, bell)
+    sweeper = Sweeper(shop.api, bell)
     gate = Gate()
     made, _ = worker(gate)
     event = {"source": "github", "event_type": "commit", "title": "feat: a thing"}
-    await shop.database.row("ingest_events", shop.user, shop.project, [event])
+    await shop.api.row("ingest_events", shop.user, shop.project, [event])
     async with running(made):
         runs = await shop.submit()
         await gate.holds(1)
@@ -308,8 +309,8 @@ async def test_a_sweeper_leaves_a_held_database_as_it_is(
     job = await shop.submit()
     await sql.execute("update jobs set deadline_at = baton_now()")
     await sql.execute("select ops.hold('Somebody looks at it.')")
-    looks = Looks(shop.database.dsn, monkeypatch)
-    async with background(Sweeper(shop.database, bell).run()):
+    looks = Looks(shop.api.dsn, monkeypatch)
+    async with background(Sweeper(shop.api, bell).run()):
         await looks.again(sweeper=2 * SWEEP_TICKS)
         assert await shop.status(job) == "pending"
         await sql.execute("select ops.go_live()")

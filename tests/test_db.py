@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import asyncpg
@@ -24,6 +25,17 @@ MEANINGS: list[tuple[str, type[Exception]]] = [
     ("57P01", db.Unavailable),
     ("53300", db.Unavailable),
 ]
+
+
+@pytest.fixture
+async def database(dsn: str) -> AsyncIterator[Database]:
+    """As the commands of an operator have it, whose role may read the most."""
+    async with open_database(
+        dsn, application_name="baton test", role="baton_ops", size=10
+    ) as database:
+        yield database
+
+
 INSERT = "insert into users (email, name) values ('ada@example.com', 'Ada')"
 
 

@@ -131,26 +131,28 @@ SENTENCES = {
 class Desk:
     """Jobs of one project whose provider is a scripted server."""
 
-    def __init__(self, database: Database, sql: asyncpg.Connection, bell: Bell, drain: Any) -> None:
-        self.database, self.sql, self._drain = database, sql, drain
+    def __init__(
+        self, database: Database, api: Database, sql: asyncpg.Connection, bell: Bell, drain: Any
+    ) -> None:
+        self.api, self.sql, self._drain = api, sql, drain
         self._sweeper = Sweeper(database, bell)
         self.user = self.project = ""
 
-    async def set_up(self, events: int = 3) -> None:
-        self.user = await self.database.value("create_user", "ada@example.com")
-        self.project = await self.database.value("create_project", "Demo", self.user, None)
+    async def set_up(self, ops: asyncpg.Connection, events: int = 3) -> None:
+        self.user = str(await ops.fetchval("select ops.create_user('ada@example.com')"))
+        self.project = str(await ops.fetchval("select ops.create_project('Demo', $1)", self.user))
         happened = [
             {"source": "github", "event_type": "commit", "title": f"feat: cache {n} {SECRET}",
              "content": f"Part {n} of it. {SECRET} " + "More about it. " * 20, "author": "Ada",
              "external_id": str(n)}
             for n in range(events)
         ]  # fmt: skip
-        await self.database.row("ingest_events", self.user, self.project, happened)
+        await self.api.row("ingest_events", self.user, self.project, happened)
 
     async def run(self, provider: Provider, kind: str = "handoff", **options: Any) -> Any:
         """Have a job worked on until it ends, without waiting where it would wait."""
         job = await submit(
-            self.database, user_id=self.user, project_id=self.project,
+            self.api, user_id=self.user, project_id=self.project,
             kind=kind, sources=None, body=HandoffRequest(project_id=self.project),
         )  # fmt: skip
         for _ in range(TRIES + 1):
@@ -168,9 +170,12 @@ class Desk:
 
 
 @pytest.fixture
-async def desk(database: Database, sql: asyncpg.Connection, bell: Bell, drain: Any) -> Desk:
-    made = Desk(database, sql, bell, drain)
-    await made.set_up()
+async def desk(
+    database: Database, api: Database, ops: asyncpg.Connection, sql: asyncpg.Connection, bell: Bell,
+    drain: Any,
+) -> Desk:  # fmt: skip
+    made = Desk(database, api, sql, bell, drain)
+    await made.set_up(ops)
     return made
 
 

@@ -57,9 +57,10 @@ class Attempts:
     """Jobs of one project, whose tickets are already in a worker's hands."""
 
     def __init__(
-        self, database: Database, sql: asyncpg.Connection, user: str, project: str
+        self, database: Database, api: Database, sql: asyncpg.Connection, user: str, project: str
     ) -> None:
-        self.database, self.sql, self.user, self.project = database, sql, user, project
+        self.database, self.api, self.sql = database, api, sql
+        self.user, self.project = user, project
 
     def executor(self, provider: Provider, attempt_timeout: float = 20.0) -> Executor:
         return Executor(
@@ -72,7 +73,7 @@ class Attempts:
 
     async def submitted(self) -> tuple[str, int]:
         job = await submit(
-            self.database, user_id=self.user, project_id=self.project,
+            self.api, user_id=self.user, project_id=self.project,
             kind="handoff", sources=None, body=HandoffRequest(project_id=self.project),
         )  # fmt: skip
         job_id = str(job["id"])
@@ -84,7 +85,7 @@ class Attempts:
         return job_id, ticket
 
     async def job(self, job_id: str) -> dict[str, Any]:
-        row = await self.database.row("read_job", self.user, job_id)
+        row = await self.api.row("read_job", self.user, job_id)
         assert row
         return dict(row)
 
@@ -95,13 +96,15 @@ class Attempts:
 
 
 @pytest.fixture
-async def attempts(database: Database, sql: asyncpg.Connection) -> Attempts:
-    user = await database.value("create_user", "ada@example.com")
-    project = await database.value("create_project", "Demo", user, None)
+async def attempts(
+    database: Database, api: Database, ops: asyncpg.Connection, sql: asyncpg.Connection
+) -> Attempts:
+    user = str(await ops.fetchval("select ops.create_user('ada@example.com')"))
+    project = str(await ops.fetchval("select ops.create_project('Demo', $1)", user))
     event = {"source": "github", "event_type": "commit", "title": f"feat: add {CANARY}",
              "content": f"We decided to keep {CANARY}.", "author": "Ada"}  # fmt: skip
-    await database.row("ingest_events", user, project, [event])
-    return Attempts(database, sql, user, project)
+    await api.row("ingest_events", user, project, [event])
+    return Attempts(database, api, sql, user, project)
 
 
 NOTHING = {"leases": 0, "handoffs": 0, "charges": 0, "procrastinate_jobs": 0}
@@ -335,7 +338,7 @@ async def test_the_calls_of_a_fenced_or_stopped_attempt_are_rows(attempts: Attem
     job_id, ticket = await attempts.submitted()
     task = asyncio.create_task(executor.run(job_id, ticket))
     await provider.asked.wait()
-    await attempts.database.value("cancel_job", attempts.user, job_id)
+    await attempts.api.value("cancel_job", attempts.user, job_id)
     await executor.renew_once()
     await asyncio.wait([task])
     assert await recorded(attempts, executor) == [(job_id, 1, "ok", 1_000, 200, None)]
@@ -357,7 +360,7 @@ async def test_calls_are_kept_while_the_database_is_away_and_stay_when_the_job_i
     with pytest.raises(Unavailable):
         await executor.record_once()
     monkeypatch.setattr(attempts.database, "value", value)
-    await attempts.database.value("delete_job", attempts.user, job_id)
+    await attempts.api.value("delete_job", attempts.user, job_id)
     assert [row[0] for row in await recorded(attempts, executor)][1] == job_id
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import asyncpg
 import pytest
 
 from app.db import Database
@@ -53,17 +54,17 @@ def a_job(
 class Project:
     """A project that can be filled with events and handoffs."""
 
-    def __init__(self, database: Database, user_id: str, id: str) -> None:
-        self.database, self.user_id, self.id = database, user_id, id
+    def __init__(self, database: Database, api: Database, user_id: str, id: str) -> None:
+        self.database, self.api, self.user_id, self.id = database, api, user_id, id
 
     async def happens(self, ago: timedelta, title: str = "feat: a thing", **given: Any) -> None:
         event = {"source": "github", "event_type": "commit", "title": title,
                  "occurred_at": (NOW - ago).isoformat(), **given}  # fmt: skip
-        await self.database.row("ingest_events", self.user_id, self.id, [event])
+        await self.api.row("ingest_events", self.user_id, self.id, [event])
 
     async def handed_off(self, ago: timedelta, *, archived: bool = False, **scope: Any) -> None:
         """A handoff of the scope, made through the job's life, whose period ended then."""
-        job = await self.database.row(
+        job = await self.api.row(
             "submit_job", self.user_id, self.id, "handoff", scope.get("sources"),
             scope.get("filters"), None, {}, {}, None, None, 0,
         )  # fmt: skip
@@ -78,16 +79,17 @@ class Project:
         }  # fmt: skip
         await self.database.row("complete_job", job["id"], claimed["lease_token"], artifact)
         if archived:
-            done = await self.database.row("read_job", self.user_id, job["id"])
+            done = await self.api.row("read_job", self.user_id, job["id"])
             assert done
             status = (self.user_id, done["result_id"], "archived")
-            await self.database.row("set_handoff_status", *status)
+            await self.api.row("set_handoff_status", *status)
 
 
 @pytest.fixture
-async def project(database: Database) -> Project:
-    user = await database.value("create_user", "ada@example.com")
-    return Project(database, user, await database.value("create_project", "Demo", user, None))
+async def project(database: Database, api: Database, ops: asyncpg.Connection) -> Project:
+    user = str(await ops.fetchval("select ops.create_user('ada@example.com')"))
+    id = str(await ops.fetchval("select ops.create_project('Demo', $1)", user))
+    return Project(database, api, user, id)
 
 
 async def period(project: Project, **given: Any) -> tuple[timedelta, timedelta]:
@@ -155,7 +157,7 @@ async def test_a_handoff_that_ends_later_is_no_predecessor(project: Project) -> 
 
 async def test_the_same_sources_in_another_order_are_the_same_scope(project: Project) -> None:
     await project.handed_off(3 * DAY, sources=["slack", "github"])
-    submitted = await project.database.row(
+    submitted = await project.api.row(
         "submit_job",
         project.user_id,
         project.id,
@@ -303,7 +305,7 @@ async def test_contents_are_cut_so_that_no_context_fills_the_memory(project: Pro
     many = [{**wide, "occurred_at": (NOW - n * HOUR / 9).isoformat()} for n in range(900)]
     for first in range(0, 900, 180):
         batch = (project.user_id, project.id, many[first : first + 180])
-        await project.database.row("ingest_events", *batch)
+        await project.api.row("ingest_events", *batch)
     job = a_job(project.id)
     events = await load_events(project.database, job, await find_scope(project.database, job))
     assert {len(event.content or "") for event in events} == {2_000_000 // 901}
@@ -329,11 +331,15 @@ KINDS: list[tuple[str, dict[str, Any], list[str] | None]] = [
 
 @pytest.mark.parametrize(("kind", "options", "sources"), KINDS)
 async def test_nothing_of_another_project_gets_into_a_context(
-    project: Project, kind: str, options: dict[str, Any], sources: list[str] | None
+    project: Project,
+    ops: asyncpg.Connection,
+    kind: str,
+    options: dict[str, Any],
+    sources: list[str] | None,
 ) -> None:
     """Not of the same user, though it is alike in everything, and whatever a filter names."""
-    other = await project.database.value("create_project", "B", project.user_id, None)
-    secret = Project(project.database, project.user_id, other)
+    other = str(await ops.fetchval("select ops.create_project('B', $1)", project.user_id))
+    secret = Project(project.database, project.api, project.user_id, other)
     for n in range(3):
         alike = {"resource": "acme/web", "external_id": f"{n:040x}", "branch": "main"}
         await project.happens(n * HOUR, f"ours {n}", **alike)
@@ -407,7 +413,7 @@ async def test_an_artifact_carries_what_the_draft_says_and_where_it_comes_from(
     await project.happens(1 * HOUR, "The same", source="slack")
     await project.happens(0 * HOUR, "Another")
     made = await generate(project.database, Quoting(), a_job(project.id), Calls())
-    events = await project.database.rows("list_events", project.user_id, None, None, 9)
+    events = await project.api.rows("list_events", project.user_id, None, None, 9)
     ids = [row["id"] for row in events]
     assert made["key_changes"] == ["Another", "The same"]
     assert made["related_event_ids"] == ids

@@ -489,11 +489,11 @@ class Held:
 
 
 @pytest.fixture
-async def slots(dsn: str, database: Database) -> AsyncIterator[Callable[[], WaitSlots]]:
+async def slots(api: Database) -> AsyncIterator[Callable[[], WaitSlots]]:
     """Makes the slots of one more process; nobody keeps them or gives them back yet."""
 
     def make() -> WaitSlots:
-        return WaitSlots(database, Limits(waits=20))
+        return WaitSlots(api, Limits(waits=20))
 
     yield make
 
@@ -593,18 +593,18 @@ async def test_slots_that_a_process_keeps_last_and_those_of_a_dead_one_do_not(
 
 
 async def test_a_process_that_ends_gives_its_slots_back(
-    database: Database, take: Take, sql: asyncpg.Connection
+    api: Database, take: Take, sql: asyncpg.Connection
 ) -> None:
-    async with wait_slots(database, Limits(waits=20)) as ending:
+    async with wait_slots(api, Limits(waits=20)) as ending:
         taken = [await take(ending) for _ in range(20)]
         assert None not in [slot for slot, _, _ in taken]
     assert await sql.fetchval("select count(*) from wait_slots") == 0
 
 
 async def test_without_a_limit_no_slot_is_needed(
-    database: Database, take: Take, sql: asyncpg.Connection, user_id: str
+    api: Database, take: Take, sql: asyncpg.Connection, user_id: str
 ) -> None:
-    free = WaitSlots(database, NO_LIMITS)
+    free = WaitSlots(api, NO_LIMITS)
     assert await take(free) == (None, 0, None)
     await sql.execute("select ops.set_limit($1, 'waits', 1)", user_id)
     slot, quota, left = await take(free)

@@ -179,13 +179,13 @@ async def test_an_empty_database_is_up_or_not_but_never_an_error(empty_dsn: str)
 
 
 async def test_a_flood_of_scrapes_reads_the_database_once_and_makes_one_page(
-    database: Database, monkeypatch: pytest.MonkeyPatch
+    api: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exporter, "PAGE_AGE", 1.0)
     monkeypatch.setattr(exporter, "STATE_AGE", 10.0)
     asked: list[str] = []
     made: list[CollectorRegistry] = []
-    row = database.row
+    row = api.row
 
     async def counted(name: str, *args: Any) -> Any:
         asked.append(name)
@@ -195,10 +195,10 @@ async def test_a_flood_of_scrapes_reads_the_database_once_and_makes_one_page(
         made.append(registry)
         return generate_latest(registry)
 
-    monkeypatch.setattr(database, "row", counted)
+    monkeypatch.setattr(api, "row", counted)
     monkeypatch.setattr(exporter, "generate_latest", written)
     now = 100.0
-    page = Exporter(metrics.API, {}, database, clock=lambda: now)
+    page = Exporter(metrics.API, {}, api, clock=lambda: now)
     pages = await asyncio.gather(*(page.page() for _ in range(200)))
     assert len(set(pages)) == 1 and (len(asked), len(made)) == (1, 3)
     now += 1.1  # another page, of what was read before

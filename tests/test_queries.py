@@ -7,7 +7,7 @@ from pathlib import Path
 
 import asyncpg
 
-from app.db import Database, queries
+from app.db import queries
 
 ROOT = Path(__file__).parent.parent
 ASKING = {"rows", "row", "value"}  # the methods of Database and Connection that take a name
@@ -48,33 +48,35 @@ def names(node: ast.expr) -> list[str]:
 CALLS = list(calls())
 
 
-def chosen_names() -> set[str]:
+def chosen_in() -> set[tuple[Path, str]]:
     """Strings of the code that are a query's name, for names that are chosen before the call."""
     return {
-        node.value
+        (path, node.value)
         for path in [*ROOT.glob("app/*.py"), *ROOT.glob("tasks/*.py")]
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Constant) and node.value in queries()
     }
 
 
-async def test_every_query_prepares_on_the_schema(database: Database) -> None:
+async def test_every_query_prepares_on_the_schema(sql: asyncpg.Connection) -> None:
     faults = {}
-    async with database.connection() as connection:
-        for name, text in queries().items():
-            numbers = {int(number) for number in re.findall(r"\$(\d+)", text)}
-            try:
-                prepared = await connection.raw.prepare(text)
-            except asyncpg.PostgresError as error:
-                faults[name] = str(error)
-                continue
-            if numbers != set(range(1, len(prepared.get_parameters()) + 1)):
-                faults[name] = f"its parameters are {sorted(numbers)}"
+    for name, text in queries().items():
+        numbers = {int(number) for number in re.findall(r"\$(\d+)", text)}
+        try:
+            prepared = await sql.prepare(text)
+        except asyncpg.PostgresError as error:
+            faults[name] = str(error)
+            continue
+        if numbers != set(range(1, len(prepared.get_parameters()) + 1)):
+            faults[name] = f"its parameters are {sorted(numbers)}"
     assert faults == {}
 
 
 def test_every_query_is_used() -> None:
-    assert sorted(set(queries()) - {name for _, name, _ in CALLS} - chosen_names()) == []
+    assert (
+        sorted(set(queries()) - {name for _, name, _ in CALLS} - {name for _, name in chosen_in()})
+        == []
+    )
 
 
 def test_every_name_that_is_asked_for_exists() -> None:

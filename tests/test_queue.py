@@ -34,7 +34,7 @@ async def test_a_ticket_carries_the_id_of_its_job_and_nothing_else(
 
 
 async def test_a_ticket_commits_with_its_job_and_goes_with_its_rollback(
-    caller: Caller, database: Database, sql: asyncpg.Connection
+    caller: Caller, api: Database, sql: asyncpg.Connection
 ) -> None:
     submit: tuple[Any, ...] = (
         "submit_job",
@@ -51,13 +51,13 @@ async def test_a_ticket_commits_with_its_job_and_goes_with_its_rollback(
         0,
     )
     with pytest.raises(ZeroDivisionError):
-        async with database.transaction() as connection:
+        async with api.transaction() as connection:
             await connection.row(*submit)
             raise ZeroDivisionError
     assert await sql.fetchval("select count(*) from procrastinate_jobs") == 0
     assert await sql.fetchval("select count(*) from jobs") == 0
 
-    async with database.transaction() as connection:
+    async with api.transaction() as connection:
         await connection.row(*submit)
         assert await sql.fetchval("select count(*) from procrastinate_jobs") == 0
     assert await sql.fetchval("select count(*) from procrastinate_jobs") == 1
@@ -76,9 +76,9 @@ async def test_procrastinate_can_defer_in_the_transaction_of_a_caller(
 
 
 async def test_storing_a_ticket_notifies_nobody(
-    caller: Caller, database: Database, heard: asyncio.Queue[str], sql: asyncpg.Connection
+    caller: Caller, api: Database, heard: asyncio.Queue[str], sql: asyncpg.Connection
 ) -> None:
-    await database.row(
+    await api.row(
         "submit_job",
         caller.user_id,
         caller.project_id,

@@ -34,13 +34,17 @@ async def test_renewals_and_progress_do_not_wait_for_the_disk(sql: asyncpg.Conne
 class Jobs:
     """The verbs of a job, as the two sides use them."""
 
-    def __init__(self, database: Database, user: str, project: str) -> None:
+    def __init__(
+        self, database: Database, api: Database, sql: asyncpg.Connection, user: str, project: str
+    ) -> None:
         self.database = database
+        self.api = api
+        self.sql = sql
         self.user = user
         self.project = project
 
     async def submit(self, kind: str = "handoff") -> str:
-        row = await self.database.row(
+        row = await self.api.row(
             "submit_job",
             self.user,
             self.project,
@@ -94,25 +98,26 @@ class Jobs:
 
     async def state(self, job_id: str) -> tuple[Any, ...]:
         """All that a transition may change."""
-        async with self.database.connection() as connection:
-            one = connection.raw.fetchrow
-            row = await one("select * from jobs where id = $1", job_id)
-            counts = await one(
-                "select (select count(*) from leases where job_id = $1) as leases, "
-                "(select count(*) from handoffs where job_id = $1) as handoffs, "
-                "(select count(*) from insights where job_id = $1) as insights, "
-                "(select sum(credits) from charges where job_id = $1) as credits, "
-                "(select array_agg((id, status)::text) from procrastinate_jobs) as tickets",
-                job_id,
-            )
+        row = await self.sql.fetchrow("select * from jobs where id = $1", job_id)
+        counts = await self.sql.fetchrow(
+            "select (select count(*) from leases where job_id = $1) as leases, "
+            "(select count(*) from handoffs where job_id = $1) as handoffs, "
+            "(select count(*) from insights where job_id = $1) as insights, "
+            "(select sum(credits) from charges where job_id = $1) as credits, "
+            "(select array_agg((id, status)::text) from procrastinate_jobs) as tickets",
+            job_id,
+        )
         assert row and counts
         return (*row, *counts)
 
 
 @pytest.fixture
-async def jobs(database: Database) -> Jobs:
-    user = await database.value("create_user", "ada@example.com")
-    return Jobs(database, user, await database.value("create_project", "Demo", user, None))
+async def jobs(
+    database: Database, api: Database, ops: asyncpg.Connection, sql: asyncpg.Connection
+) -> Jobs:
+    user = str(await ops.fetchval("select ops.create_user('ada@example.com')"))
+    project = str(await ops.fetchval("select ops.create_project('Demo', $1)", user))
+    return Jobs(database, api, sql, user, project)
 
 
 async def job_in(jobs: Jobs, status: str) -> tuple[str, str]:
@@ -165,7 +170,7 @@ async def check_verb(jobs: Jobs, verb: str, status: str) -> None:
         assert bool(answer) is (expected is not None)
     unchanged = expected in (None, LeaseLost, status)
     assert (await jobs.state(job_id) == before) is unchanged
-    row = await jobs.database.row("read_job", jobs.user, job_id)
+    row = await jobs.api.row("read_job", jobs.user, job_id)
     assert row and row["status"] == (status if unchanged else expected)
 
 
@@ -387,6 +392,7 @@ async def changes(sql: asyncpg.Connection) -> AsyncIterator[asyncpg.Connection]:
     await init_connection(sql)
     await sql.execute(
         "create table changes (job_id uuid, was text, became text);"
+        "grant insert on changes to baton_migrate;"  # whose rights the functions have
         "create function note() returns trigger language plpgsql as $$ begin "
         "insert into changes values (new.id, old.status, new.status); return new; end $$;"
         "create trigger note after update on jobs for each row execute function note()"

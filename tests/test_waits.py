@@ -41,8 +41,8 @@ class Client:
 
 
 @pytest.fixture
-async def hub(database: Database, sql: asyncpg.Connection) -> AsyncIterator[Hub]:
-    hub = Hub(database)
+async def hub(api: Database, sql: asyncpg.Connection) -> AsyncIterator[Hub]:
+    hub = Hub(api)
     async with background(hub.run()):
         async with asyncio.timeout(10):
             while not await listeners_of(sql):

@@ -64,14 +64,12 @@ class Gate:
 class Shop:
     """Submits jobs of one project with an event, and looks at them."""
 
-    def __init__(
-        self, database: Database, sql: asyncpg.Connection, user: str, project: str
-    ) -> None:
-        self.database, self.sql, self.user, self.project = database, sql, user, project
+    def __init__(self, api: Database, sql: asyncpg.Connection, user: str, project: str) -> None:
+        self.api, self.sql, self.user, self.project = api, sql, user, project
 
     async def submit(self) -> str:
         job = await submit(
-            self.database, user_id=self.user, project_id=self.project,
+            self.api, user_id=self.user, project_id=self.project,
             kind="handoff", sources=None, body=HandoffRequest(project_id=self.project),
         )  # fmt: skip
         return str(job["id"])
@@ -80,7 +78,7 @@ class Shop:
         return int(await self.sql.fetchval("select defer_ticket($1)", job_id))
 
     async def status(self, job_id: str) -> str:
-        row = await self.database.row("read_job", self.user, job_id)
+        row = await self.api.row("read_job", self.user, job_id)
         assert row
         return str(row["status"])
 
@@ -92,12 +90,12 @@ class Shop:
 
 
 @pytest.fixture
-async def shop(database: Database, sql: asyncpg.Connection) -> Shop:
-    user = await database.value("create_user", "ada@example.com")
-    project = await database.value("create_project", "Demo", user, None)
+async def shop(api: Database, ops: asyncpg.Connection, sql: asyncpg.Connection) -> Shop:
+    user = str(await ops.fetchval("select ops.create_user('ada@example.com')"))
+    project = str(await ops.fetchval("select ops.create_project('Demo', $1)", user))
     event = {"source": "github", "event_type": "commit", "title": "feat: add a cache"}
-    await database.row("ingest_events", user, project, [event])
-    return Shop(database, sql, user, project)
+    await api.row("ingest_events", user, project, [event])
+    return Shop(api, sql, user, project)
 
 
 @asynccontextmanager
