@@ -452,13 +452,13 @@ async def bootstrap(superuser: str, initdb: Mapping[str, Any]) -> None:
     await sql.close()
 
 
-async def test_the_owner_of_the_database_migrates_it_and_the_autoscaler_counts(
+async def test_one_login_each_migrates_serves_works_and_counts(
     bootstrapped: str,
 ) -> None:
-    """The owner is no superuser and may not make roles."""
+    """All of it with the logins of the manifests: none is a superuser or may make roles."""
     await migrate(login(bootstrapped, "baton_migrate"))
-    settings = Settings(database_url=bootstrapped, limits=NO_LIMITS)
-    sql = await asyncpg.connect(bootstrapped)
+    settings = Settings(database_url=login(bootstrapped, "baton_api"), limits=NO_LIMITS)
+    sql = await asyncpg.connect(login(bootstrapped, "baton_ops"))
     user = await sql.fetchval("select ops.create_user('ada@example.com', 'Ada')")
     project = await sql.fetchval("select ops.create_project('demo', $1)", user)
     key = await sql.fetchval("select ops.create_api_key($1)", user)
@@ -485,7 +485,7 @@ async def test_the_owner_of_the_database_migrates_it_and_the_autoscaler_counts(
         assert await sql.fetchval(query) == 3
         await hold(bootstrapped, ids[0])
         assert await sql.fetchval(query) == 2
-        await work(bootstrapped)
+        await work(login(bootstrapped, "baton_worker"))
         done = (await http.get(f"/api/v1/jobs/{ids[1]}")).json()
         assert done["job"]["status"] == "completed", done
         assert await sql.fetchval(query) == 0
@@ -506,7 +506,9 @@ async def hold(superuser: str, job_id: str) -> None:
 async def work(dsn: str) -> None:
     """Work until no ticket is left."""
     async with (
-        open_database(dsn, application_name="baton worker", size=worker.POOL_SIZE) as database,
+        open_database(
+            dsn, application_name="baton worker", role="baton_worker", size=worker.POOL_SIZE
+        ) as database,
         hung_bell(database) as bell,
     ):
         working, _ = worker.make_worker(
