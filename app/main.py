@@ -16,7 +16,9 @@ from contextlib import (
     asynccontextmanager,
     nullcontext,
 )
+from functools import cache
 
+from prometheus_client import Counter, Histogram
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -528,7 +530,8 @@ class Edge:
         finally:
             seconds = time.perf_counter() - started
             _count(scope, status, seconds)
-            _tell(span, scope, status)
+            if tracing.on():
+                _tell(span, scope, status)
             log.log(
                 logging.DEBUG if scope["path"] in QUIET else logging.INFO,
                 "request",
@@ -541,11 +544,14 @@ class Edge:
             )
 
 
+_UNTRACED = nullcontext(Span())
+
+
 def _traced(scope: Scope) -> AbstractContextManager[Span]:
     """Trace a request, as part of what its client traces."""
-    if scope["path"] in QUIET:
-        return nullcontext(Span())
-    parent = Headers(scope=scope).get("traceparent") if tracing.on() else None
+    if not tracing.on() or scope["path"] in QUIET:
+        return _UNTRACED
+    parent = Headers(scope=scope).get("traceparent")
     return tracing.span(_method(scope), "server", parent=parent)
 
 
@@ -573,11 +579,20 @@ def _route(scope: Scope) -> str:
 
 def _count(scope: Scope, status: int, seconds: float) -> None:
     """Count a request that is over, by the template of its path."""
-    method, route = _method(scope), _route(scope)
     metrics.requests_open.dec()
-    metrics.requests.labels(method, route, status or "aborted").inc()
+    count, duration = _series(_method(scope), _route(scope), status)
+    count.inc()
     if "held" not in scope.get("state", ()):
-        metrics.request_seconds.labels(method, route).observe(seconds)
+        duration.observe(seconds)
+
+
+@cache
+def _series(method: str, route: str, status: int) -> tuple[Counter, Histogram]:
+    """What counts such requests; to find it costs more than to count."""
+    return (
+        metrics.requests.labels(method, route, status or "aborted"),
+        metrics.request_seconds.labels(method, route),
+    )
 
 
 def _request_id(scope: Scope) -> str:

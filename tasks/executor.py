@@ -239,7 +239,8 @@ class Executor:
         if row is None:
             return None
         job = ClaimedJob(**row)
-        log.info("claim", extra=job.told)
+        with about(job.told, job.request_id):
+            log.info("claim")
         metrics.job_transitions.labels(job.kind, "claim").inc()
         if job.attempt == 1:
             metrics.pickup_seconds.labels(job.kind).observe(job.age)

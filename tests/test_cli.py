@@ -96,12 +96,12 @@ class Running:
         return found
 
 
-def start(data_dir: Path, port: int) -> Running:
+def start(data_dir: Path, port: int, **changes: str) -> Running:
     log = data_dir.with_suffix(".log")
     with log.open("ab") as file:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "app", "run"],
-            env=environment(BATON_DATA_DIR=str(data_dir), PORT=str(port)),
+            env=environment(BATON_DATA_DIR=str(data_dir), PORT=str(port), **changes),
             stdout=file,
             stderr=file,
             stdin=subprocess.DEVNULL,
@@ -122,10 +122,16 @@ def tmp_path() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def running(unused_port: Callable[[], int]) -> Iterator[Running]:
+def worker_metrics(unused_port: Callable[[], int]) -> str:
+    """Where the worker of `running` tells what it does."""
+    return f"127.0.0.1:{unused_port()}"
+
+
+@pytest.fixture(scope="module")
+def running(unused_port: Callable[[], int], worker_metrics: str) -> Iterator[Running]:
     """One installation for the tests that only use it."""
     with new_folder("test-cli-") as folder:
-        started = start(folder / "data", unused_port())
+        started = start(folder / "data", unused_port(), BATON_WORKER_METRICS=worker_metrics)
         until(started.ready)
         yield started
         assert stop(started) == 0
@@ -189,6 +195,31 @@ def test_the_processes_have_names_and_the_first_start_prints_a_key(running: Runn
         trust_env=False,
     )
     assert [p["name"] for p in answer.json()["projects"]] == ["demo"]
+
+
+def test_each_process_tells_prometheus_of_itself(running: Running, worker_metrics: str) -> None:
+    api = httpx.get(f"{running.url}/metrics", trust_env=False).text
+    assert "\nbaton_database_up 1.0\n" in api and "baton_worker_concurrency" not in api
+
+    def page() -> str:
+        try:
+            return httpx.get(f"http://{worker_metrics}/metrics", trust_env=False).text
+        except httpx.ConnectError:  # it starts more slowly than the API
+            return ""
+
+    until(page)
+    assert "\nbaton_worker_concurrency 100.0\n" in page() and "baton_database_up" not in page()
+
+
+def test_an_address_for_metrics_that_is_taken_is_one_line(
+    running: Running, unused_port: Callable[[], int], tmp_path: Path
+) -> None:
+    changes = {"BATON_DATA_DIR": str(tmp_path), "PORT": str(unused_port())}
+    for name in ("BATON_METRICS", "BATON_WORKER_METRICS"):
+        done = baton("run", **changes, **{name: f"127.0.0.1:{running.port}"})
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"Error: {name}: 127.0.0.1:{running.port}: Address already")
+        assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_second_run_on_the_same_data_or_port_stops_itself_and_not_the_first(

@@ -227,10 +227,12 @@ async def test_a_run_logs_ids_and_nothing_that_anybody_wrote_or_must_not_know(
     assert {line["event"] for line in ends.values()} == {"complete", "fail", "park"}
     assert set(ends) == set(asked)
     for number, job_id in enumerate(asked):
-        [told] = [line for line in lines.events("submit") if line["job_id"] == job_id]
-        assert (told["request_id"], told["kind"]) == (f"r-{number}", "handoff")
-        end = ends[job_id]  # which the worker says
-        assert (end["request_id"], end["kind"], end["attempt"]) == (f"r-{number}", "handoff", 1)
+        [submit] = [line for line in lines.events("submit") if line["job_id"] == job_id]
+        assert (submit["request_id"], submit["kind"]) == (f"r-{number}", "handoff")
+        [claim] = [line for line in lines.events("claim") if line["job_id"] == job_id]
+        for line in (claim, ends[job_id]):  # which the worker says
+            told = (line["request_id"], line["kind"], line["attempt"])
+            assert told == (f"r-{number}", "handoff", 1)
     assert lines.events("webhook")
     ours = [line for line in lines.lines if orjson.loads(line)["logger"] != "httpx"]  # the caller's
     everything = "\n".join(ours)

@@ -13,6 +13,7 @@ from conftest import Caller, Workers, loopback, served
 from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from scripted import CALL
+from starlette.applications import Starlette
 from test_error_shape import Gate, send, serving
 
 from app import exporter, metrics
@@ -111,6 +112,22 @@ async def test_a_request_is_counted_by_the_template_of_its_path_and_its_status(
     assert taken["GET", "/api/v1/jobs/{job_id}"] == 3
     page = await scraped(base_url)
     assert page["baton_http_requests_in_progress", frozenset()] == 1  # this very one
+
+
+async def test_a_request_that_is_held_open_counts_but_is_not_timed(
+    caller: Caller, app: Starlette, since: Since
+) -> None:
+    job = await caller.submit()
+    held = asyncio.create_task(caller.http.get(f"/jobs/{job}", headers={"Prefer": "wait=20"}))
+    while not len(app.state.hub):
+        await asyncio.sleep(0.01)
+    assert since("baton_http_requests_held") == 1
+    await caller.http.post(f"/jobs/{job}/cancel")
+    assert (await held).status_code == 200
+    assert since("baton_http_requests_held") == 0
+    route = "/api/v1/jobs/{job_id}"
+    assert since("baton_http_requests_total", method="GET", route=route, status="200") == 1
+    assert since("baton_http_request_duration_seconds_count", method="GET", route=route) == 0
 
 
 async def test_the_page_needs_no_key_and_names_nobody(

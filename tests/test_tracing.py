@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import asyncpg
+import orjson
 import pytest
 from conftest import Caller, served
 from llm_servers import KEY, SAYS_IT_IS, USAGE, Server
@@ -122,6 +123,23 @@ async def test_no_client_can_say_what_its_job_is_traced_as_part_of(
         )
     await ask(caller, traceparent=TRACEPARENT)  # nobody traces
     assert await sql.fetchval("select traceparent from jobs") is None
+
+
+async def test_a_job_keeps_no_traceparent_that_is_none_and_no_endless_request_id(
+    caller: Caller, sql: asyncpg.Connection
+) -> None:
+    for given, kept in ((TRACEPARENT, TRACEPARENT), (TRACEPARENT + "x", None), ("'; --", None)):
+        job = orjson.dumps({"traceparent": given, "request_id": "r" * 999}).decode()
+        await sql.execute(
+            "select replayed from submit_job($1, $2, 'handoff', null, null, null, '{}', $3)",
+            caller.user_id,
+            caller.project_id,
+            job,
+        )
+        row = await sql.fetchrow(
+            "select traceparent, length(request_id) as length from jobs order by id desc limit 1"
+        )
+        assert row and (row["traceparent"], row["length"]) == (kept, 128)
 
 
 @pytest.mark.parametrize(
