@@ -11,7 +11,7 @@ import asyncpg
 import orjson
 import pytest
 from conftest import Caller, Workers, served
-from llm_servers import GOOD, KEY, Server, Turn
+from llm_servers import KEY, Server, Turn, good_answer
 
 from app import logs
 from app.db import Database
@@ -161,6 +161,7 @@ SECRETS = {
     "query": "canary-query-5c5c",
     "url": "canary-token-of-a-url-9a9a",
     "answer": "canary-answer-of-the-model-4d4d",
+    "artifact": "canary-lru",
     "idempotency key": "canary-idempotency-2b2b",
     "provider key": KEY,
     "e-mail": "ada@example.com",
@@ -171,7 +172,7 @@ SCRIPT = (
     Turn(status=500, error={"error": {"message": SECRETS["answer"]}}),
     Turn(status=401, error={"error": {"message": f"{SECRETS['answer']} {KEY}"}}),
     Turn(finish="refusal"),
-    GOOD,
+    Turn(text=orjson.dumps(good_answer("handoff", ["e1"])).decode().replace("LRU", "canary-lru")),
 )
 
 
