@@ -3435,11 +3435,14 @@ $$;
 comment on function ops.set_price is
   'Say what a million tokens of a model cost, in any currency, for the calls from now on.';
 
+-- As a function it is known when a statement is planned, so that the little that is left is expected.
+create or replace function usage_counted_until() returns timestamptz
+language sql stable security definer set search_path = public, pg_temp as $$
+  select coalesce((select until from usage_counted), '-infinity')
+$$;
+
 -- usage_by_day of the last 92 days, and what it lacks.
 create or replace view usage_lately as
-with counted as (
-  select coalesce((select until from usage_counted), '-infinity') as until
-)
 select
   day, user_id, project_id, payer_id, completed_jobs, credits, from_grants, calls, prompt_tokens,
   completion_tokens, cost
@@ -3449,13 +3452,13 @@ union all
 select (created_at at time zone 'UTC')::date, user_id, project_id, payer_id, count(*), sum(credits),
   sum(from_grants), 0, 0, 0, null
 from charges
-where created_at >= (select until from counted)
+where created_at >= usage_counted_until()
 group by 1, user_id, project_id, payer_id
 union all
 select (created_at at time zone 'UTC')::date, user_id, project_id, null, 0, 0, 0, count(*),
   sum(prompt_tokens), sum(completion_tokens), sum(cost)
 from provider_calls
-where created_at >= (select until from counted)
+where created_at >= usage_counted_until()
 group by 1, user_id, project_id;
 
 -- The view balances for all at once. Of charges it reads none that have been counted but those that
@@ -4446,9 +4449,10 @@ from (
   limit 1000
 ) j
 where j.updated_at < baton_now() - interval '90 seconds' and case j.status
-  when 'processing' then not exists (select from leases l where l.job_id = j.id)
-  else not exists (select from job_due d where d.job_id = j.id and d.reason <> 'admitted')
-    and not exists (select from procrastinate_jobs t where t.id = j.ticket_id)
+  -- Not "exists": for a thousand jobs that would read all tickets.
+  when 'processing' then (select true from leases l where l.job_id = j.id) is null
+  else (select true from job_due d where d.job_id = j.id and d.reason <> 'admitted') is null
+    and (select true from procrastinate_jobs t where t.id = j.ticket_id) is null
   end;
 
 -- Tickets in the hands of nobody.

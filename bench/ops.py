@@ -144,6 +144,7 @@ insert into webhook_attempts (delivery_id, at, status, ms, error)
     case state when 'waiting' then 'Answered 500 Internal Server Error.' end
   from webhook_deliveries;
 set session_replication_role = default;
+do $$ begin while count_usage(20000) > 0 loop end loop; end $$;
 vacuum analyze
 """
 
