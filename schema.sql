@@ -5295,7 +5295,7 @@ select let_call('baton_worker',
 grant usage on schema ops to baton_ops;
 grant execute on function  -- which views call, as their reader
   milliseconds(timestamptz, timestamptz), month_of(timestamptz), job_of_ticket(jsonb),
-  seconds_since(timestamptz), ago(timestamptz), minute_of(timestamptz)
+  seconds_since(timestamptz), ago(timestamptz), minute_of(timestamptz), usage_counted_until()
   to baton_ops;
 grant select on all tables in schema ops to baton_ops;
 grant execute on all functions in schema ops to baton_ops;
