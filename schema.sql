@@ -686,15 +686,32 @@ create table if not exists jobs (
 alter table jobs
   add column if not exists retry_of uuid,  -- the failed job that this one tries again
   add column if not exists fingerprint bigint,  -- of kind and input: the same request, asked twice
-  add column if not exists priority text not null default 'normal'
-    check (priority in ('low', 'normal', 'high')),
+  add column if not exists priority text not null default 'normal',
   add column if not exists metadata jsonb not null default '{}',  -- the client's own pairs
   add column if not exists webhook_url text,
   add column if not exists start_deadline_at timestamptz,  -- started later it is of no use
   add column if not exists progress jsonb,  -- {"value", "step", "message"} of the running attempt
   add column if not exists usage jsonb,  -- tokens and credits of a completed job
-  add column if not exists from_grants int not null default 0  -- how many of its credits grants pay
-    check (from_grants >= 0);
+  add column if not exists from_grants int not null default 0;  -- how many credits grants pay
+do $$
+begin
+  if not exists (
+    select from pg_constraint
+    where conrelid = 'jobs'::regclass and conname = 'jobs_priority_check') then
+    alter table jobs add constraint jobs_priority_check
+      check (priority in ('low', 'normal', 'high')) not valid;
+  end if;
+  if not exists (
+    select from pg_constraint
+    where conrelid = 'jobs'::regclass and conname = 'jobs_from_grants_check') then
+    alter table jobs add constraint jobs_from_grants_check check (from_grants >= 0) not valid;
+  end if;
+end
+$$;
+-- later
+alter table jobs validate constraint jobs_priority_check;
+-- later
+alter table jobs validate constraint jobs_from_grants_check;
 
 -- Since version 3.
 alter table jobs
@@ -1651,30 +1668,64 @@ create table if not exists charges (
 alter table charges drop constraint if exists charges_job_id_fkey;  -- of version 1
 alter table charges drop constraint if exists charges_project_id_fkey;
 
--- Since version 2. The column payer_id: who owned the project when the job was completed. It refers
--- to nothing, so that a completion locks no row of users but that of the one who asked.
+-- Since version 2. Who owned the project when the job was completed. It refers to nothing, so that a
+-- completion locks no row of users but that of the one who asked.
+alter table charges
+  add column if not exists payer_id uuid,
+  add column if not exists from_grants int not null default 0;
 do $$
 begin
   if not exists (
-    select from pg_attribute where attrelid = 'charges'::regclass and attname = 'payer_id') then
-    alter table charges add column payer_id uuid;
-    update charges c set payer_id = p.owner_id from projects p where p.id = c.project_id;
-    alter table charges alter payer_id set not null;
-    -- What the jobs of version 1 used is with their artifacts only.
-    update jobs j
-    set usage = a.token_usage || jsonb_build_object('credits', j.credits)
-    from (
-      select job_id, token_usage from handoffs
-      union all
-      select job_id, token_usage from insights
-    ) a
-    where a.job_id = j.id and j.usage is null;
+    select from pg_constraint
+    where conrelid = 'charges'::regclass and conname = 'charges_from_grants_check') then
+    alter table charges add constraint charges_from_grants_check
+      check (from_grants >= 0) not valid;
   end if;
 end
 $$;
-alter table charges
-  add column if not exists from_grants int not null default 0
-    check (from_grants >= 0);
+-- later
+alter table charges validate constraint charges_from_grants_check;
+-- later: charges of version 1 are given their payer, and jobs what they used, which only their
+-- artifacts told.
+do $$
+declare
+  v_last uuid := '00000000-0000-0000-0000-000000000000';
+  v_batch uuid[];
+begin
+  if (select attnotnull from pg_attribute
+      where attrelid = 'charges'::regclass and attname = 'payer_id') then
+    return;
+  end if;
+  if not exists (select from charges) then  -- such as in a new database, where nothing may commit
+    alter table charges alter payer_id set not null;
+    return;
+  end if;
+  loop
+    select array_agg(job_id order by job_id) into v_batch
+    from (select job_id from charges where job_id > v_last order by job_id limit 1000) c;
+    exit when v_batch is null;
+    update charges c
+    set payer_id = coalesce((select owner_id from projects p where p.id = c.project_id), user_id)
+    where job_id = any(v_batch) and payer_id is null;
+    update jobs j
+    set usage = a.token_usage || jsonb_build_object('credits', j.credits)
+    from (
+      select job_id, token_usage from handoffs where job_id = any(v_batch)
+      union all
+      select job_id, token_usage from insights where job_id = any(v_batch)
+    ) a
+    where j.id = a.job_id and j.usage is null;
+    commit;
+    v_last := v_batch[cardinality(v_batch)];
+  end loop;
+  alter table charges drop constraint if exists charges_payer_known;
+  alter table charges add constraint charges_payer_known check (payer_id is not null) not valid;
+  commit;
+  alter table charges validate constraint charges_payer_known;
+  commit;
+  alter table charges alter payer_id set not null, drop constraint charges_payer_known;
+end
+$$;
 create index if not exists charges_payer on charges (payer_id, created_at)
   include (credits, from_grants);
 create index if not exists charges_from_grants on charges (payer_id) include (from_grants)

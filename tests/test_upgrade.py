@@ -26,7 +26,8 @@ from chaos.postgres import free_port
 from chaos.receiver import Receiver, receiving
 from conftest import connected, new_database, served, with_database
 
-from app.db import current_version, open_database, queries
+from app import migration
+from app.db import current_version, open_database, queries, schema
 from app.main import create_app
 from app.migration import migrate
 from app.queue import hung_bell
@@ -38,6 +39,10 @@ ROOT = Path(__file__).parent.parent
 RELEASED = sorted(int(path.name.partition(".")[0]) for path in ROOT.glob("tests/released/*.tar.gz"))
 BEFORE = RELEASED[-1]  # whose programs go on working
 # Of what is running, and of what the built-in provider and Baton's queue do not do.
+GROWING = [
+    *("events", "job_events", "jobs", "handoffs", "insights", "charges", "provider_calls"),
+    *("webhook_deliveries", "webhook_attempts", "idempotency_keys", "deleted_jobs"),
+]
 pytestmark = pytest.mark.timeout(240)  # many processes start, which takes a busy machine long
 EMPTY = {"wait_slots", "procrastinate_workers", "procrastinate_periodic_defers", "provider_calls"}
 
@@ -222,9 +227,9 @@ async def _live(code: Path, version: int, dsn: str, folder: Path) -> None:
     """Make the database as that version did, which had Procrastinate 3.10, and work with it."""
     async with connected(dsn) as connection:
         await connection.execute((ROOT / "tests/released/procrastinate-3.10.0.sql").read_text())
-        schema = (code / "schema.sql").read_bytes()
-        await connection.execute(schema.decode())
-        digest = hashlib.sha256(schema).hexdigest()
+        text = (code / "schema.sql").read_bytes()
+        await connection.execute(text.decode())
+        digest = hashlib.sha256(text).hexdigest()
         await connection.execute(queries()["record_schema"], version, digest)
         await _work(code, dsn, folder, connection)
 
@@ -382,6 +387,28 @@ async def rows_of(connection: asyncpg.Connection) -> dict[str, list[dict[str, An
         rows = await connection.fetch(f"select to_jsonb(t)::text from {table} t")
         found[table] = [json.loads(row[0]) for row in rows]
     return found
+
+
+@each_version
+async def test_no_table_that_grows_is_read_or_written_anew_under_lock(
+    of_version: tuple[int, str], there: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version, dsn = of_version
+    await there.execute("create table probe as select relname, seq_tup_read from "
+                        "pg_stat_xact_user_tables where false")  # fmt: skip
+    text = schema() + (
+        "\ninsert into probe select relname, seq_tup_read from pg_stat_xact_user_tables "
+        "where seq_tup_read > 0;"
+    )
+    monkeypatch.setattr(migration, "schema", lambda: text)
+    files = "select relname, pg_relation_filenode(oid) from pg_class where relname = any($1)"
+    before = {row[0]: row[1] for row in await there.fetch(files, GROWING)}
+    await migrate(dsn)
+    exempt = {"webhook_deliveries"} if version == 1 else set()  # nothing could make one over HTTP
+    read = {row["relname"] for row in await there.fetch("select relname from probe")}
+    assert read & set(GROWING) - exempt == set()
+    after = {row[0]: row[1] for row in await there.fetch(files, GROWING)}
+    assert {name for name in before if before[name] != after[name]} <= exempt
 
 
 def timeless(row: dict[str, Any]) -> dict[str, Any]:
