@@ -53,13 +53,17 @@ EMPTY = {"wait_slots", "procrastinate_workers", "procrastinate_periodic_defers",
 @pytest.fixture(scope="module")
 def released(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """The folders with the programs of each released version."""
-    found = {}
-    for version in RELEASED:
-        folder = tmp_path_factory.mktemp(f"version-{version}")
-        with tarfile.open(ROOT / "tests" / "released" / f"{version}.tar.gz") as archive:
-            archive.extractall(folder, filter="data")
-        found[version] = folder
-    return found
+    return {
+        version: extract(version, tmp_path_factory.mktemp(f"version-{version}"))
+        for version in RELEASED
+    }
+
+
+def extract(version: int, folder: Path) -> Path:
+    """Put the programs of a released version into a folder."""
+    with tarfile.open(ROOT / "tests" / "released" / f"{version}.tar.gz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder
 
 
 @dataclass
@@ -224,14 +228,18 @@ async def _sql(dsn: str, statement: str) -> None:
 
 
 async def _live(code: Path, version: int, dsn: str, folder: Path) -> None:
-    """Make the database as that version did, which had Procrastinate 3.10, and work with it."""
     async with connected(dsn) as connection:
-        await connection.execute((ROOT / "tests/released/procrastinate-3.10.0.sql").read_text())
-        text = (code / "schema.sql").read_bytes()
-        await connection.execute(text.decode())
-        digest = hashlib.sha256(text).hexdigest()
-        await connection.execute(queries()["record_schema"], version, digest)
+        await install(code, version, connection)
         await _work(code, dsn, folder, connection)
+
+
+async def install(code: Path, version: int, connection: asyncpg.Connection) -> None:
+    """Make the database as that version did, which had Procrastinate 3.10."""
+    await connection.execute((ROOT / "tests/released/procrastinate-3.10.0.sql").read_text())
+    text = (code / "schema.sql").read_bytes()
+    await connection.execute(text.decode())
+    digest = hashlib.sha256(text).hexdigest()
+    await connection.execute(queries()["record_schema"], version, digest)
 
 
 async def _work(code: Path, dsn: str, folder: Path, connection: asyncpg.Connection) -> None:
