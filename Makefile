@@ -9,7 +9,7 @@ INSTALLED := .venv/.installed
 PYTEST := $(BIN)/pytest -n auto # ARGS="-n 0" runs all tests in one process, as plain pytest does
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test chaos quality bloat manifests check fix lock
+.PHONY: help install demo run test chaos drill quality bloat manifests check fix lock
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ test: install ## Tests; ARGS="-k embedded -x" goes to pytest
 
 chaos: install ## Break it in every way (15 minutes); ARGS="--only 6,16" picks
 	$(BIN)/python -m tests.chaos $(ARGS)
+
+drill: install ## Six faults, and what an on-call does with psql (3 minutes); writes docs/drill.md
+	$(BIN)/python -m tests.chaos.drill $(ARGS)
 
 quality: install ## Score the artifacts against changelogs that people wrote; ARGS=folder
 	$(BIN)/python -m bench.quality $(ARGS)

@@ -20,6 +20,7 @@ from app import sweeper
 from app.background import background
 from app.db import Database, open_database, schema
 from app.embedded import EmbeddedUnavailable, program
+from app.migration import migrate
 from app.queue import Bell
 from app.settings import Settings
 from app.sweeper import SWEEP_TICKS, Sweeper
@@ -30,6 +31,7 @@ from tasks.worker import run_worker
 
 Drain = Callable[..., Awaitable[None]]
 COPY = "This database is a restored copy of another one."
+UNOWNED = ("--no-owner", "--no-privileges")  # the new cluster need not know the roles
 LOOPBACK = (ip_network("127.0.0.0/8"),)
 
 
@@ -84,11 +86,12 @@ async def copied(cluster: str, dsn: str, target: str, folder: Path) -> None:
     dump = str(folder / "baton.dump")
     for name, *args in (
         ("pg_dump", "--format=custom", f"--file={dump}", dsn),
-        ("pg_restore", "--exit-on-error", f"--dbname={target}", dump),
+        ("pg_restore", "--exit-on-error", *UNOWNED, f"--dbname={target}", dump),
     ):
         command = [str(await tool(cluster, name)), *args]
         done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (0, "")
+    await migrate(target)
 
 
 class Looks:

@@ -4,24 +4,25 @@ For every section the situation is made that it is for. A statement that fails, 
 fails the test, and so do a check or an error code without a section, and a section about nothing.
 """
 
+import ast
 import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 import asyncpg
 import pytest
+from chaos import drill
+from chaos.runbook import RUNBOOK, Statement, beginning, chapters, parts, sections, statements
 from test_ops_views import CONDITIONS, SERVERS, Site, crashing_job
 
 from app import errors
 from app.errors import ApiError
 from app.schemas import ErrorCode
 
-RUNBOOK = Path(__file__).parent.parent / "docs" / "runbook.md"
-ADMINISTRATOR = "-- as the server's administrator\n"
 # What the actions of a section mend at once; the others take a process, or a person.
 MENDED = {
     "held",
@@ -44,43 +45,8 @@ WITHOUT_SQL = {
 }
 
 
-class Statement(NamedTuple):
-    """A line of SQL of the runbook."""
-
-    text: str
-    as_administrator: bool
-
-    def filled(self, values: dict[str, Any]) -> str:
-        """With what the on-call would have found in the place of psql's variables."""
-        return re.sub(r":'(\w+)'", lambda name: _quoted(values[name[1]]), self.text)
-
-
-def _quoted(value: Any) -> str:
-    return "'" + str(value).replace("'", "''") + "'"
-
-
-def statements(text: str) -> list[Statement]:
-    """Those of all blocks, in order."""
-    return [
-        Statement(one.strip(), block.startswith(ADMINISTRATOR))
-        for block in re.findall(r"^```sql\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-        for one in re.split(r";$", re.sub(r" *--.*", "", block), flags=re.MULTILINE)
-        if one.strip()
-    ]
-
-
-def parts(text: str, level: str) -> dict[str, str]:
-    """The texts under the headings of a level, by heading."""
-    found = re.split(rf"^{level} (.*)\n", text, flags=re.MULTILINE)
-    return dict(zip(found[1::2], found[2::2], strict=True))
-
-
-CHAPTERS = parts(RUNBOOK.read_text(), "##")
-SECTIONS = {
-    title: statements(text)
-    for chapter in CHAPTERS.values()
-    for title, text in parts(chapter, "###").items()
-}
+CHAPTERS = chapters()
+SECTIONS = sections()
 
 
 class OnCall:
@@ -115,7 +81,7 @@ async def oncall(sql: asyncpg.Connection, dsn: str) -> AsyncIterator[OnCall]:
     await site.open()
     await sql.execute("select ops.go_live()")
     worker = await sql.fetchval("select id from workers")
-    settings = {"application_name": "psql"}
+    settings = {"role": "baton_ops", "application_name": "psql"}
     psql = await asyncpg.connect(dsn, server_settings=settings)
     process = await asyncpg.connect(dsn, server_settings={"application_name": "baton serve"})
     oncall = OnCall(site, psql)
@@ -161,6 +127,18 @@ def test_every_section_with_sql_is_followed_by_a_test() -> None:
     assert {title for title, lines in SECTIONS.items() if not lines} == WITHOUT_SQL
 
 
+def test_the_drill_types_nothing_but_lines_of_the_runbook() -> None:
+    typed = [
+        [str(argument.value) for argument in call.args if isinstance(argument, ast.Constant)]
+        for call in ast.walk(ast.parse(Path(drill.__file__).read_text()))
+        if isinstance(call, ast.Call) and getattr(call.func, "attr", "") == "type"
+    ]
+    assert len(typed) > 10
+    for section, *lines in typed:
+        known = SECTIONS[section] if section else beginning()
+        assert all(any(one.text.startswith(line) for one in known) for line in lines), lines
+
+
 # --- Checks --------------------------------------------------------------------------------
 
 
@@ -178,6 +156,8 @@ async def test_the_section_of_a_check_leads_on_while_it_fails(oncall: OnCall, na
                 await stack.enter_async_context(crashing_job(site))
             if name == "open_breakers":
                 await site.calls("timeout")
+            if name == "oldest_pending":
+                await site.sql.execute("select ops.pause('release_notes')")
             await stack.enter_async_context(BY_CHECK[name](site))
             assert await oncall.fails(name)
             oncall.values |= {
@@ -359,6 +339,13 @@ async def test_the_section_of_a_report_leads_on(oncall: OnCall, title: str) -> N
     await oncall.follow(SECTIONS[title])
 
 
+async def test_every_view_answers_the_on_call(oncall: OnCall) -> None:
+    calls = await oncall.psql.fetch("select call from ops.help where what = 'view'")
+    assert len(calls) > 10
+    for call in calls:
+        await oncall.psql.fetch(call[0])
+
+
 async def test_the_lines_of_the_page_on_backups_lead_on(oncall: OnCall) -> None:
     await oncall.site.delivery()
     await oncall.sql.execute("select ops.hold('A copy.')")
@@ -370,7 +357,6 @@ async def test_what_comes_before_the_sections_leads_on(oncall: OnCall) -> None:
     await crashing_job(oncall.site).__aenter__()
     failures = await oncall.sql.fetch("select id from jobs where status = 'failed' limit 1")
     oncall.values["job"] = failures[0]["id"]
-    text = RUNBOOK.read_text()
-    await oncall.follow(statements(text.partition("\n### ")[0]))
+    await oncall.follow(beginning())
     for chapter in CHAPTERS.values():
         await oncall.follow(statements(chapter.partition("\n### ")[0]))
