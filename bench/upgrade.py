@@ -25,9 +25,9 @@ from app.migration import migrate  # noqa: E402
 
 FILL = """
 insert into jobs (user_id, project_id, kind, input, credits, status, outcome, result_kind,
-  result_id, lease_token, completed_at, created_at, fingerprint)
+  result_id, lease_token, completed_at, created_at, started_at, fingerprint)
 select user_id, p, 'handoff', '{}', 1, 'completed', 'succeeded', 'handoff', gen_random_uuid(),
-  gen_random_uuid(), now(), now() - n * interval '1 minute', n
+  gen_random_uuid(), now(), now() - n * interval '1 minute', now() - interval '5 seconds', n
 from generate_series(1, $1) n, (select id as p, owner_id as user_id from projects limit 1) p
 """
 
