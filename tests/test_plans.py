@@ -20,6 +20,8 @@ from conftest import with_database
 from app.connector import init_connection
 from app.db import SETTINGS, queries
 
+pytestmark = pytest.mark.timeout(240)  # the rows are made in the setup of the first test
+
 SETTLED = 6  # executions; from the sixth on PostgreSQL may keep one plan for all arguments
 PROJECTS, EVENTS, JOBS, ARTIFACTS = 50, 1_000_000, 200_000, 20_000
 # Tables that grow with use. Seven in ten events of a project are commits of GitHub, two in ten
