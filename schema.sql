@@ -4268,9 +4268,7 @@ $$;
 create or replace function ops.hold(reason text) returns void
 language plpgsql security definer set search_path = public, pg_temp set lock_timeout = '2s' as $$
 begin
-  if coalesce(hold.reason, '') !~ '\S' or length(hold.reason) > 300 then
-    raise 'reason: say in 1 to 300 characters why nothing may be done.' using errcode = 'BT400';
-  end if;
+  perform assert_text('reason', hold.reason);
   insert into installation (identity, reason, held_since)
   values (database_identity(), hold.reason, baton_now())
   on conflict (one) do update set reason = excluded.reason, held_since = excluded.held_since;

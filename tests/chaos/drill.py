@@ -183,6 +183,7 @@ class OnCall:
 
 
 MARK = "~ ~ ~"
+ID = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}")
 PROMPT = "baton=> "
 
 
@@ -274,12 +275,12 @@ async def poison_job(call: OnCall) -> None:
     await call.until(
         "it has crashed twice", call.ask, "select count(*) > 0 from jobs where crashes > 1"
     )
-    await call.type("dead_workers")
-    call.note("Five are named: what ran in the same worker is suspected, too.")
+    named = len(ID.findall(await call.type("dead_workers")))
+    call.note(f"{named} named by now: what ran in the same worker is suspected, too.")
     suspects = "select count(*) from jobs where crashes > 1 and status <> 'completed'"
     await call.until("one suspect is left", call.ask, f"select ({suspects}) = 1")
     shown = await call.type("dead_workers", "select job_id")
-    [call.values["job"]] = re.findall(r"[0-9a-f]{8}-[0-9a-f-]{27}", shown)
+    [call.values["job"]] = ID.findall(shown)
     call.note("The others have ended well, in processes of their own. This one it is.")
     await call.type("worker_lost", "select kind, attempt, crashes")
     call.acts()
