@@ -3144,10 +3144,11 @@ comment on table ops.audit is
   'What operators did, newest last: who called which function of ops, when, with what, and what came '
   'of it. Ask: select * from ops.audit order by id desc limit 20;';
 
--- Every function of ops that changes something ends with this.
+-- Every function of ops that changes something ends with this. By the server's clock, which no session
+-- can move: what is dated back, retention would remove at once.
 create or replace function audit(p_what text, p_detail jsonb default '{}') returns void
 language sql as $$
-  insert into ops.audit (what, detail) values (p_what, p_detail)
+  insert into ops.audit (at, what, detail) values (now(), p_what, p_detail)
 $$;
 
 -- --- ops: people, plans and limits --------------------------------------------------------
@@ -3470,10 +3471,12 @@ language plpgsql security definer
 set search_path = public, pg_temp set lock_timeout = '2s' as $$
 begin
   perform assert_text('model', model);
-  if prompt < 0 or prompt is null then
-    raise 'prompt: must be 0 or more, for a million tokens.' using errcode = 'BT400';
-  elsif completion < 0 or completion is null then
-    raise 'completion: must be 0 or more, for a million tokens.' using errcode = 'BT400';
+  if prompt not between 0 and 1000000000 or prompt is null then
+    raise 'prompt: must be 0 or more, for a million tokens, and at most 1000000000.'
+      using errcode = 'BT400';
+  elsif completion not between 0 and 1000000000 or completion is null then
+    raise 'completion: must be 0 or more, for a million tokens, and at most 1000000000.'
+      using errcode = 'BT400';
   end if;
   insert into model_prices (model, prompt, completion)
   values (set_price.model, set_price.prompt, set_price.completion)
@@ -3699,8 +3702,10 @@ begin
     'plan_violation', 'quota_exceeded', 'generation_failed', 'no_result', 'cancelled', 'timeout',
     'worker_lost') or retry_failed.error_code is null then
     raise 'error_code: there is no error code "%".', retry_failed.error_code using errcode = 'BT400';
-  elsif retry_failed.since <= interval '0' or retry_failed.since is null then
-    raise 'since: must be a time to look back, such as 2 hours.' using errcode = 'BT400';
+  elsif retry_failed.since <= interval '0' or retry_failed.since > interval '100 years'
+    or retry_failed.since is null then
+    raise 'since: must be a time to look back, such as 2 hours, of 100 years at most.'
+      using errcode = 'BT400';
   end if;
   perform assert_batch(retry_failed.max);
   if retry_failed.kind is not null then
@@ -4435,16 +4440,24 @@ language plpgsql security definer
 set search_path = public, pg_temp set lock_timeout = '2s' as $$
 declare
   v_before numeric;
+  v_unit text;
 begin
-  if set_threshold.value < 0 or set_threshold.value in ('NaN', 'Infinity') then
-    raise 'value: a threshold is a number from 0 on, or null for the default.' using errcode = 'BT400';
-  end if;
-  select t.value into v_before from ops.thresholds t where t.name = set_threshold.name for update;
+  select t.value, t.unit into v_before, v_unit
+  from ops.thresholds t where t.name = set_threshold.name for update;
   if not found then
     raise 'name: there is no threshold named "%"; see ops.thresholds.', set_threshold.name
       using errcode = 'BT404';
   end if;
-  update ops.thresholds t set chosen = set_threshold.value where t.name = set_threshold.name;
+  -- What ops.health can show: it has intervals, and counts as bigint.
+  if set_threshold.value not between 0 and 1000000000000 then
+    raise 'value: a threshold is a number from 0 on, 1000000000000 at most, or null for the default.'
+      using errcode = 'BT400';
+  elsif v_unit in ('count', 'transactions', 'bytes') and value <> trunc(value) then
+    raise 'value: must be a whole number, as the unit of % is %.', name, v_unit
+      using errcode = 'BT400';
+  end if;
+  update ops.thresholds t set chosen = trim_scale(round(set_threshold.value, 6))
+  where t.name = set_threshold.name;
   perform audit('set_threshold', jsonb_build_object(
     'name', set_threshold.name, 'value', set_threshold.value, 'before', v_before));
 end
@@ -4460,15 +4473,16 @@ language sql immutable as $$
     then (p_args ->> 'job_id')::uuid end
 $$;
 
+-- This and the next run with the search path of who asks a view, which may lack the schema public.
 create or replace function seconds_since(p_time timestamptz) returns numeric
 language sql stable as $$
-  select round(extract(epoch from baton_now() - p_time), 1)
+  select round(extract(epoch from public.baton_now() - p_time), 1)
 $$;
 
 -- How long ago, for people.
 create or replace function ago(p_time timestamptz) returns interval
 language sql stable as $$
-  select date_trunc('second', baton_now() - p_time)
+  select date_trunc('second', public.baton_now() - p_time)
 $$;
 
 create or replace function minute_of(p_time timestamptz) returns timestamptz
@@ -4666,7 +4680,7 @@ with measured (name, value, detail) as (
   union all
   select 'dead_tuples', max(dead), (array_agg(tables.name order by dead desc))[1]
   from unnest(array['procrastinate_jobs', 'procrastinate_events', 'leases', 'job_due']) tables (name)
-  cross join lateral pg_stat_get_dead_tuples(tables.name::regclass) as dead
+  cross join lateral pg_stat_get_dead_tuples(('public.' || tables.name)::regclass) as dead
   union all
   select 'retention_behind', greatest(0, seconds_since(min(done_at))),
     (array_agg(name order by done_at))[1]

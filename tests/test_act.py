@@ -73,6 +73,8 @@ WRONG = [  # call, SQLSTATE, how the sentence begins; $ada and $org are there, $
     ("set_price('', 1, 1)", "BT400", "model: must have 1 to 300"),
     ("set_price('m', -1, 1)", "BT400", "prompt: must be 0 or more"),
     ("set_price('m', 1, null)", "BT400", "completion: must be 0 or more"),
+    ("set_price('m', 1e9 + 1, 1)", "BT400", "prompt: must be 0 or more"),
+    ("set_price('m', 1, 'NaN')", "BT400", "completion: must be 0 or more"),
     ("set_limit($nobody, 'poll', 1)", "BT404", "user_id: there is no user"),
     ("set_limit($ada, 'burst', 1)", "BT400", "policy: must be default, poll"),
     ("set_limit($ada, 'poll', -1)", "BT400", "quota: must be 0 to 1000000"),
@@ -80,6 +82,7 @@ WRONG = [  # call, SQLSTATE, how the sentence begins; $ada and $org are there, $
     ("retry_job($job)", "BT409", "id: the job is pending; only a failed one"),
     ("retry_failed('oops')", "BT400", 'error_code: there is no error code "oops"'),
     ("retry_failed('timeout', '-1 h')", "BT400", "since: must be a time to look back"),
+    ("retry_failed('timeout', '300000 y')", "BT400", "since: must be a time to look back"),
     ("retry_failed('timeout', max => 0)", "BT400", "max: must be 1 to 10000"),
     ("retry_failed('timeout', kind => 'poem')", "BT400", 'kind: there is no job kind named "poem"'),
     ("cancel_job($nobody, 'x')", "BT404", "id: there is no job"),
@@ -113,6 +116,13 @@ async def test_a_wrong_argument_is_named_in_one_sentence_and_changes_nothing(
         assert (error.sqlstate, error.detail) == (sqlstate, None), (call, error)
         assert str(error).startswith(begins) and str(error).endswith("."), call
     assert await audited(sql) == before
+
+
+async def test_nobody_can_date_back_what_the_audit_says(ops: asyncpg.Connection) -> None:
+    """Retention would remove it at once."""
+    await ops.execute("set baton.clock_offset = '-500 days'")
+    await ops.execute("select ops.create_user('eve@example.com')")
+    assert await ops.fetchval("select max(at) > now() - interval '1 day' from ops.audit")
 
 
 async def test_every_change_is_in_the_audit_and_no_key_is(

@@ -8,7 +8,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -542,6 +542,19 @@ async def test_a_threshold_is_set_put_back_and_audited(site: Site) -> None:
     ]
 
 
+async def test_health_shows_whatever_a_threshold_can_be_set_to(site: Site) -> None:
+    names = [row[0] for row in await site.sql.fetch("select name from ops.thresholds")]
+    for value in ("1000000000000", "5.0", "1e-300"):
+        whole = "select trunc(value) from ops.thresholds where name = $1"
+        for name in names:
+            set_it = f"select ops.set_threshold($1, {value})"
+            with suppress(asyncpg.PostgresError):  # a count is whole
+                await site.sql.execute(set_it, name)
+        assert await site.sql.fetchval(whole, "oldest_pending") == int(float(value))
+        await site.sql.fetch("select * from ops.health")
+        await site.sql.fetch("select * from ops.stuck")
+
+
 @pytest.mark.parametrize(
     ("name", "value", "sqlstate", "said"),
     [
@@ -549,6 +562,8 @@ async def test_a_threshold_is_set_put_back_and_audited(site: Site) -> None:
         ("oldest_pending", -1, "BT400", "value: a threshold is a number from 0 on"),
         ("oldest_pending", float("nan"), "BT400", "value: a threshold is a number from 0 on"),
         ("oldest_pending", float("inf"), "BT400", "value: a threshold is a number from 0 on"),
+        ("oldest_pending", 1e13, "BT400", "value: a threshold is a number from 0 on"),
+        ("lost_jobs", 0.5, "BT400", "value: must be a whole number, as the unit of lost_jobs is"),
     ],
 )
 async def test_a_wrong_threshold_is_refused(
@@ -696,6 +711,20 @@ async def test_slow_kinds_are_told_from_the_latest_thousand(site: Site) -> None:
     assert (row["kind"], row["sample"]) == ("handoff", 1000)
     assert {row[f"wait_p{p}"].total_seconds() for p in (50, 95, 99)} == {2}
     assert [row[f"run_p{p}"].total_seconds() for p in (50, 95, 99)] == [600, 1050, 1090]
+
+
+async def test_the_views_answer_whatever_the_search_path(site: Site) -> None:
+    """A login of a monitor may have one of its own."""
+    await site.running()
+    await site.submit()
+    views = await site.sql.fetch(
+        "select oid::regclass::text from pg_class"
+        " where relnamespace = 'ops'::regnamespace and relkind = 'v'"
+    )
+    assert len(views) > 10
+    await site.sql.execute("set role baton_ops; set search_path = ''")
+    for (view,) in views:
+        await site.sql.fetch(f"select * from {view}")
 
 
 async def test_help_names_all_that_there_is(site: Site) -> None:
