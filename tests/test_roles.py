@@ -1,14 +1,26 @@
 """What each role may do, all of it, and that production runs as these roles."""
 
+import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import asyncpg
 import pytest
+from conftest import new_folder, with_database
 from test_queries import CALLS, ROOT, chosen_in
 
-from app.db import queries
+from app import embedded
+from app.db import (
+    Refused,
+    Unavailable,
+    applied_version,
+    current_version,
+    open_database,
+    queries,
+)
+from app.embedded import EmbeddedPostgres
+from app.migration import migrate
 
 API, WORKER, OPS = "baton_api", "baton_worker", "baton_ops"
 ROLES = (API, WORKER, OPS)
@@ -244,19 +256,14 @@ REFUSED = {
 
 @pytest.fixture
 async def logins(sql: asyncpg.Connection) -> AsyncIterator[None]:
-    """A login for each role, and one without any; the cluster is this test process's own."""
-    names = [*(f"test_{role}" for role in ROLES), "test_nobody", "test_plain", "test_maker"]
+    """A login for each role; the cluster is this test process's own."""
+    names = [f"test_{role}" for role in ROLES]
     for name in names:
         await sql.execute(f"create role {name} login")
     for role in ROLES:
         await sql.execute(f"grant {role} to test_{role}")
     yield
     for name in names:
-        for database in await sql.fetch(
-            "select datname from pg_database where datdba = $1::regrole", name
-        ):
-            await sql.execute(f"drop database {database[0]} with (force)")
-        await sql.execute(f"drop owned by {name} cascade")
         await sql.execute(f"drop role {name}")
 
 
@@ -277,6 +284,138 @@ async def test_what_a_role_has_no_need_for_is_refused(dsn: str, logins: None) ->
                 await connection.execute(statement)
             except asyncpg.InsufficientPrivilegeError:
                 continue
+            except asyncpg.PostgresError:  # it got further than it should
+                pass
             allowed.append((role, statement))
         await connection.close()
     assert allowed == []
+
+
+# --- Who may migrate -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bare_cluster() -> Iterator[str]:
+    """A DSN of a server that has never seen Baton: roles are of the whole server."""
+    with new_folder("baton-roles-") as folder:
+        server = EmbeddedPostgres(folder)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(embedded.SETTINGS, "fsync", "off")
+            started = server.start()
+        try:
+            yield started
+        finally:
+            server.stop()
+
+
+@pytest.fixture
+async def admin(bare_cluster: str) -> AsyncIterator[asyncpg.Connection]:
+    """The superuser of a server without any of Baton's roles, databases and logins."""
+    connection = await asyncpg.connect(bare_cluster)
+    yield connection
+    for (name,) in await connection.fetch("select datname from pg_database where datname ~ '^own'"):
+        await connection.execute(f"drop database {name} with (force)")
+    for (name,) in await connection.fetch(
+        "select rolname from pg_roles where rolname ~ '^(baton_|login_)' order by rolname"
+    ):
+        await connection.execute(f"drop owned by {name} cascade")
+        await connection.execute(f"drop role {name}")
+    await connection.close()
+
+
+async def taken_on(dsn: str, role: str) -> str:
+    """Which login has taken on which role, as a process asks for it."""
+    async with open_database(dsn, application_name="baton test", role=role, size=1) as database:
+        assert await applied_version(database) == current_version()
+        async with database.connection() as connection:
+            return str(await connection.raw.fetchval("select session_user || ' as ' || user"))
+
+
+@pytest.mark.parametrize("login", ["postgres", "login_maker", "login_member"])
+async def test_who_migrates_may_take_on_every_role(
+    bare_cluster: str, admin: asyncpg.Connection, login: str
+) -> None:
+    """A superuser; an owner of the database who may make roles; a member of baton_migrate."""
+    if login == "login_maker":
+        await admin.execute("create role login_maker login createrole")
+        await admin.execute("create database own owner login_maker")
+    elif login == "login_member":
+        for role in (*ROLES, "baton_migrate in role baton_api, baton_worker, baton_ops",
+                     "login_member login in role baton_migrate"):  # fmt: skip
+            await admin.execute(f"create role {role}")
+        await admin.execute("create database own owner baton_migrate")
+    else:
+        await admin.execute("create database own")
+    dsn = as_login(with_database(bare_cluster, "own"), login)
+    for _ in range(2):
+        assert (await migrate(dsn)).applied
+    for role in (*ROLES, "baton_migrate"):
+        assert await taken_on(dsn, role) == f"{login} as {role}"
+    connection = await asyncpg.connect(dsn)
+    assert await connection.fetchval(
+        "select array_agg(distinct relowner::regrole::text) from pg_class "
+        "where relnamespace in ('public'::regnamespace, 'ops'::regnamespace)"
+    ) == ["baton_migrate"]
+    await connection.close()
+
+
+async def test_a_database_of_another_login_is_handed_over(
+    bare_cluster: str, admin: asyncpg.Connection
+) -> None:
+    """As versions 1 and 2 left it; what belongs to neither stays as it is."""
+    await admin.execute("create role login_old login")
+    await admin.execute("create role login_else login")
+    await admin.execute("create database own owner login_old")
+    dsn = with_database(bare_cluster, "own")
+    connection = await asyncpg.connect(dsn)
+    await migrate(dsn)
+    await connection.execute("grant create on schema public to login_else")
+    await connection.execute("set role login_else; create table theirs (); reset role")
+    await connection.execute("reassign owned by baton_migrate to login_old")
+    await migrate(dsn)
+    rows = await connection.fetch(
+        "select relname, relowner::regrole::text as owner from pg_class where relkind = 'r' "
+        "and relnamespace = 'public'::regnamespace"
+    )
+    owners = {row["relname"]: row["owner"] for row in rows}
+    await connection.close()
+    assert owners.pop("theirs") == "login_else"
+    assert len(owners) > 20 and set(owners.values()) == {"baton_migrate"}
+
+
+async def test_four_databases_of_one_server_are_migrated_at_once(
+    bare_cluster: str, admin: asyncpg.Connection
+) -> None:
+    names = [f"own_{n}" for n in range(4)]
+    for name in names:
+        await admin.execute(f"create database {name}")
+    done = await asyncio.gather(*(migrate(with_database(bare_cluster, name)) for name in names))
+    assert all(each.applied for each in done)
+
+
+async def test_who_may_not_make_the_roles_is_told_what_to_run_and_can_then_go_on(
+    bare_cluster: str, admin: asyncpg.Connection
+) -> None:
+    await admin.execute("create role login_plain login")
+    await admin.execute("create database own owner login_plain")
+    dsn = as_login(with_database(bare_cluster, "own"), "login_plain")
+    with pytest.raises(Refused, match='needs four roles, which "login_plain" may not make') as told:
+        await migrate(dsn)
+    await admin.execute(str(told.value).partition("run: ")[2])
+    assert (await migrate(dsn)).applied
+    assert await taken_on(dsn, API) == "login_plain as baton_api"
+
+
+async def test_a_login_that_may_not_take_the_role_on_is_told_which(
+    bare_cluster: str, admin: asyncpg.Connection
+) -> None:
+    await admin.execute("create role login_plain login")
+    await admin.execute("create database own")
+    own = with_database(bare_cluster, "own")
+    with pytest.raises(Unavailable, match="There is no role baton_api yet; run: baton migrate"):
+        await taken_on(as_login(own, "login_plain"), API)
+    await migrate(own)
+    with pytest.raises(Unavailable, match="may not take on the role baton_api; .*grant baton_api"):
+        await taken_on(as_login(own, "login_plain"), API)
+    await admin.execute("grant baton_api to login_plain")
+    assert await taken_on(as_login(own, "login_plain"), API) == "login_plain as baton_api"

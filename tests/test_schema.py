@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 import uuid
 from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from app.db import open_database, schema
+from app.db import Database, open_database, schema
 from app.jobs import submit
 from app.migration import migrate
 from app.queue import hung_bell
@@ -475,14 +476,22 @@ def oldest_dsn() -> Iterator[str]:
 async def test_a_handoff_is_made_on_the_oldest_server(oldest_dsn: str) -> None:
     await migrate(oldest_dsn)
     await migrate(oldest_dsn)
-    async with open_database(oldest_dsn, application_name="baton test", size=5) as database:
-        assert str(await database.value("server_version")).startswith("15.")
-        user = await database.value("create_user", "ada@example.com")
-        project = await database.value("create_project", "Demo", user, None)
+
+    def opened(role: str) -> AbstractAsyncContextManager[Database]:
+        return open_database(oldest_dsn, application_name="baton test", role=role, size=5)
+
+    async with (
+        opened("baton_ops") as ops,
+        opened("baton_api") as api,
+        opened("baton_worker") as database,
+    ):
+        assert str(await ops.value("server_version")).startswith("15.")
+        user = await ops.value("create_user", "ada@example.com")
+        project = await ops.value("create_project", "Demo", user, None)
         event = {"source": "github", "event_type": "commit", "title": "feat: an LRU cache"}
-        await database.row("ingest_events", user, project, [event])
+        await api.row("ingest_events", user, project, [event])
         submitted = await submit(
-            database, user_id=user, project_id=project, kind="handoff",
+            api, user_id=user, project_id=project, kind="handoff",
             sources=None, body=HandoffRequest(project_id=project),
         )  # fmt: skip
         job_id = submitted["id"]
@@ -491,6 +500,6 @@ async def test_a_handoff_is_made_on_the_oldest_server(oldest_dsn: str) -> None:
             worker, _ = make_worker(database, Extractive(), bell, concurrency=2, attempt_timeout=20)
             worker.install_signal_handlers = worker.wait = False
             await worker.run()  # type: ignore[no-untyped-call]
-        job = await database.row("read_job", user, job_id)
+        job = await api.row("read_job", user, job_id)
         assert job and job["status"] == "completed", job
-        assert await database.rows("list_handoffs", user, None, "active", 5)
+        assert await api.rows("list_handoffs", user, None, "active", 5)
