@@ -56,7 +56,7 @@ FINISHES = {  # how an attempt ends, how often, and the statement
 }
 REPEATABLE = ("complete", "fail")  # a second time they answer the same
 # Written by a trigger of the test, so that no change of a status can hide between two looks.
-MOVES = """
+NOTED = """
 create table moves (job_id uuid, before text, after text, grew boolean);
 grant insert on moves to baton_migrate; -- as whom the functions run
 create function note_move() returns trigger language plpgsql as $$
@@ -468,7 +468,7 @@ async def test_no_schedule_breaks_an_invariant(
         model.owners.append((user, project))
     await sql.execute("select ops.add_credits($1, $2, 'model')", user, GRANTED)
     await sql.execute("select ops.set_concurrency($1, $2)", project, CAP)
-    await sql.execute(MOVES)
+    await sql.execute(NOTED)
 
     await run(model, sql)
 
