@@ -4246,9 +4246,11 @@ create table if not exists installation (
 
 -- The cluster's system identifier and the database's oid. Neither is in a dump, both are the same on a
 -- standby, after a failover and in a copy of the files. Where a provider of PostgreSQL allows no look
--- at the first, the oid has to do: that is what a new cluster may hand out a second time.
+-- at the first, the oid has to do: that is what a new cluster may hand out a second time. It is looked
+-- at as baton_migrate whoever asks, so that one who may see more does not see another database; hence
+-- the row is written when that owns this function, below.
 create or replace function database_identity() returns text
-language plpgsql stable as $$
+language plpgsql stable security definer set search_path = public, pg_temp as $$
 declare
   v_system text := '?';
 begin
@@ -4258,7 +4260,6 @@ begin
   return v_system || '/' || (select oid from pg_database where datname = current_database());
 end
 $$;
-insert into installation (identity) values (database_identity()) on conflict do nothing;
 
 -- Why this database has to stand still, in one sentence; null: it does not have to. Reads a page and
 -- a file of the server, so it can be asked whenever something is claimed.
@@ -5405,3 +5406,5 @@ begin
 end
 $$;
 drop function let_call;
+
+insert into installation (identity) values (database_identity()) on conflict do nothing;

@@ -267,6 +267,17 @@ async def test_a_copy_gives_jobs_and_webhooks_to_nobody(copy: asyncpg.Connection
     assert logged is not None and logged["what"] == "go_live" and COPY in logged["detail"]
 
 
+async def test_a_new_database_is_no_copy_though_who_made_it_may_see_more_than_workers(
+    empty_dsn: str,
+) -> None:
+    connection = await asyncpg.connect(empty_dsn)
+    await connection.execute("revoke execute on function pg_control_system() from public")
+    await migrate(empty_dsn)
+    await connection.execute("set role baton_worker")
+    assert await connection.fetchval("select hold_reason()") is None
+    await connection.close()
+
+
 async def test_migrating_a_copy_does_not_let_it_go(copy: asyncpg.Connection) -> None:
     await copy.execute(schema())
     assert await copy.fetchval("select hold_reason()") == COPY
