@@ -3489,6 +3489,21 @@ $$;
 comment on function ops.set_price is
   'Say what a million tokens of a model cost, in any currency, for the calls from now on.';
 
+create or replace function ops.set_kind_credits(kind text, credits int) returns void
+language plpgsql security definer
+set search_path = public, pg_temp set lock_timeout = '2s' as $$
+begin
+  perform assert_kind(kind);
+  if credits is null or credits not between 0 and 1000000 then
+    raise 'credits: must be 0 to 1000000.' using errcode = 'BT400';
+  end if;
+  update flows f set credits = set_kind_credits.credits where f.kind = set_kind_credits.kind;
+  perform audit('set_kind_credits', jsonb_build_object('kind', kind, 'credits', credits));
+end
+$$;
+comment on function ops.set_kind_credits is
+  'Say what an artifact of a kind costs, in credits, for the jobs that are asked for from now on.';
+
 -- As a function it is known when a statement is planned, so that the little that is left is expected.
 create or replace function usage_counted_until() returns timestamptz
 language sql stable security definer set search_path = public, pg_temp as $$

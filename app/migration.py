@@ -117,6 +117,10 @@ async def migrate(dsn: str, *, anew: bool = True, ahead: int = 0) -> Migrated:
     try:
         async with _turn(Connection(raw)) as connection:
             done = await _migrate(connection, anew, ahead)
+    except Refused as error:
+        if isinstance(error.__cause__, asyncpg.InsufficientPrivilegeError):
+            await _tell_what_is_lacking(Connection(raw), error)
+        raise
     finally:
         raw.terminate()
     done.seconds = time.monotonic() - started
@@ -132,6 +136,16 @@ async def _turn(connection: Connection) -> AsyncIterator[Connection]:
             raise Unavailable(f"Another process has been migrating this database for {TURN:.0f} s.")
         await asyncio.sleep(ASK_EVERY)
     yield connection
+
+
+async def _tell_what_is_lacking(connection: Connection, error: Refused) -> None:
+    """PostgreSQL names the statement that it refused; what helps is the membership."""
+    if lacking := await connection.row("lacking_membership"):
+        login, role = lacking
+        raise Refused(
+            f"The login {login} may not migrate this database; let an administrator run: "
+            f"grant {role} to {login}; ({error})"
+        ) from error
 
 
 async def _migrate(connection: Connection, anew: bool, ahead: int) -> Migrated:

@@ -27,6 +27,16 @@ select coalesce(has_table_privilege(to_regclass($1), 'select'), false);
 -- Those that migrate at once take turns; the lock ends with the session. Older programs wait for it.
 select pg_try_advisory_lock(hashtextextended('baton migrate', 0));
 
+-- name: lacking_membership
+-- The login, and a role that who migrates has to be in: the owner of an older schema, or ours.
+select quote_ident(current_user), quote_ident(rolname)
+from pg_roles
+where (rolname = 'baton_migrate'
+    or oid = (select relowner from pg_class where oid = to_regclass('public.schema_version')))
+  and not pg_has_role(oid, 'member')
+order by rolname = 'baton_migrate'
+limit 1;
+
 -- name: procrastinate_record
 -- Which of Procrastinate's migrations this database has, or waits for.
 select name, version, applied_at from procrastinate_migrations;

@@ -75,6 +75,9 @@ WRONG = [  # call, SQLSTATE, how the sentence begins; $ada and $org are there, $
     ("set_price('m', 1, null)", "BT400", "completion: must be 0 or more"),
     ("set_price('m', 1e9 + 1, 1)", "BT400", "prompt: must be 0 or more"),
     ("set_price('m', 1, 'NaN')", "BT400", "completion: must be 0 or more"),
+    ("set_kind_credits('poem', 1)", "BT400", 'kind: there is no job kind named "poem"'),
+    ("set_kind_credits('handoff', null)", "BT400", "credits: must be 0 to 1000000"),
+    ("set_kind_credits('handoff', 1000001)", "BT400", "credits: must be 0 to 1000000"),
     ("set_limit($nobody, 'poll', 1)", "BT404", "user_id: there is no user"),
     ("set_limit($ada, 'burst', 1)", "BT400", "policy: must be default, poll"),
     ("set_limit($ada, 'poll', -1)", "BT400", "quota: must be 0 to 1000000"),
@@ -137,12 +140,13 @@ async def test_every_change_is_in_the_audit_and_no_key_is(
     await sql.execute("select ops.set_plan($1, 'small')", ada)
     await sql.execute("select ops.add_credits($1, 3, 'sorry')", ada)
     await sql.execute("select ops.set_price('m', 1, 2)")
+    await sql.execute("select ops.set_kind_credits('handoff', 2)")
     await sql.execute("select ops.set_limit($1, 'poll', 9)", ada)
     await sql.execute("select ops.revoke_api_key($1)", key[:11])
     done = await audited(sql)
     assert [what for what, _ in done] == [
         *("add_member", "create_project", "create_api_key", "create_plan", "set_plan"),
-        *("add_credits", "set_price", "set_limit", "revoke_api_key"),
+        *("add_credits", "set_price", "set_kind_credits", "set_limit", "revoke_api_key"),
     ]
     details = dict(done)
     assert details["create_api_key"] == {"user_id": str(ada), "label": "ci", "prefix": key[:11]}

@@ -346,8 +346,9 @@ async def test_what_the_documents_tell_an_operator_works(
 ) -> None:
     blocks = re.findall(r"```sql\n(.*?)```", (root / "docs" / "plans.md").read_text(), re.DOTALL)
     [block] = [block for block in blocks if "ops.create_plan" in block]
-    await sql.execute(block)
+    await sql.execute(f"set role baton_ops; {block}; reset role")
     assert await balance(sql, caller) == (0, 0, 120)
+    assert await sql.fetchval("select credits from flows where kind = 'architecture_insight'") == 4
     assert (await ask(caller, "architecture"))["error_code"] == "plan_violation"
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -71,6 +72,25 @@ async def test_a_migration_that_fails_changes_nothing(
         await migrate(empty_dsn)
     async with connected(empty_dsn) as connection:
         assert await connection.fetchval("select to_regclass('procrastinate_jobs')") is None
+
+
+async def test_who_may_not_migrate_is_told_which_role_to_grant(
+    dsn: str, sql: asyncpg.Connection
+) -> None:
+    await sql.execute("create role login_of_a_test login")
+    login = re.sub(r"//[^@]*@", "//login_of_a_test@", dsn)
+    try:
+        with pytest.raises(db.Refused, match="run: grant baton_migrate to login_of_a_test; "):
+            await migrate(login)
+        await sql.execute("grant baton_migrate to login_of_a_test")
+        # Before there were roles, all of it was the login's that had made it.
+        await sql.execute("alter table schema_version owner to current_user")
+        with pytest.raises(db.Refused, match=r"run: grant \w+ to login_of_a_test; "):
+            await migrate(login)
+        await migrate(dsn)
+        assert (await migrate(login)).applied
+    finally:
+        await sql.execute("drop role login_of_a_test")
 
 
 # --- Newer than the program ----------------------------------------------------------------

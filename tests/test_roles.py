@@ -39,6 +39,7 @@ ASKED_BY = {
 MIGRATES = {
     *("has_table", "schema_digest", "record_schema", "try_lock_migration", "index_is_valid"),
     *("procrastinate_record", "record_procrastinate", "oldest_transaction"),
+    "lacking_membership",
 }
 
 # Tables and columns of the schema public, by what a role may do with them. A function's rights are
