@@ -219,6 +219,7 @@ COMPOSE: Shape = {
             "stop_grace_period": str,
             "depends_on": {str: DEPENDENCY},
             "environment": {str: str},
+            "env_file": [{"path!": str, "required": bool}],
             "healthcheck": {
                 "test!": [str],
                 "interval": str,

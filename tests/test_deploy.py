@@ -295,6 +295,15 @@ def test_every_variable_is_one_that_baton_reads_and_every_value_one_that_it_take
         assert variables["DATABASE_URL"].startswith("postgresql://"), where
 
 
+def test_every_setting_of_the_file_that_the_guide_names_gets_into_the_container(root: Path) -> None:
+    assert "> deploy/.env" in (root / "docs" / "deploy.md").read_text()
+    assert COMPOSE["baton"]["env_file"] == [{"path": ".env", "required": False}]
+    assert set(COMPOSE["baton"]["environment"]) == {
+        "DATABASE_URL",
+        "BATON_LOG",
+    }  # what it overrules
+
+
 def test_every_process_gets_more_time_to_stop_than_it_takes() -> None:
     api, working = (PODS[f"Deployment baton-{part}"]["spec"] for part in ("api", "worker"))
     config = guard.Server(main.create_app(Settings(database_url="postgresql://-/-"))).config
