@@ -306,7 +306,8 @@ class Model:
             (2, "cancelled", "ops.cancel_project($1, max => 3)", (project,)),
             (2, "submitted", "ops.retry_failed('cancelled', max => 2)", ()),
         ]
-        first = self.rng.sample(calls, len(calls))  # each of them happens
+        first = self.rng.sample(calls, len(calls))  # each of them happens, from the last one on,
+        first.sort(key=lambda call: call[1] != "resumed")  # and a pause before it is ended
         async with self.connection() as connection:
             while self.undecided or first:
                 await asyncio.sleep(0.03)
