@@ -3711,6 +3711,7 @@ set search_path = public, pg_temp set lock_timeout = '2s' as $$
 #variable_conflict use_column
 declare
   v_job jobs;
+  v_until timestamptz;
   v_count int := 0;
 begin
   if retry_failed.error_code not in (
@@ -3728,6 +3729,7 @@ begin
   end if;
   -- Two calls take turns, or both would find the same jobs.
   perform pg_advisory_xact_lock(hashtextextended('baton retry failed', 0));
+  v_until := clock_timestamp() + interval '1 second';
   for v_job in
     select j.*
     from jobs j
@@ -3741,6 +3743,8 @@ begin
   loop
     perform store_retry(uuidv7(), v_job.user_id, v_job);
     v_count := v_count + 1;
+    -- Until the commit, who asks for a job of the same credits, or of a project with a limit, waits.
+    exit when clock_timestamp() > v_until;
   end loop;
   perform audit('retry_failed', jsonb_build_object(
     'error_code', retry_failed.error_code, 'since', retry_failed.since, 'max', retry_failed.max,
@@ -3750,8 +3754,8 @@ end
 $$;
 comment on function ops.retry_failed is
   'Retry the jobs that failed with this error_code in the last 24 hours (since), the oldest first, at '
-  'most 1000 (max), of one kind or of all; those that have been retried are left out, so it can be '
-  'called again. Answers how many. After an outage of the provider.';
+  'most 1000 (max) and as many as a second allows, of one kind or of all; those that have been retried '
+  'are left out: call it again until it answers 0. Answers how many. After an outage of the provider.';
 
 create or replace function ops.cancel_job(id uuid, reason text) returns boolean
 language plpgsql security definer
@@ -4607,6 +4611,8 @@ with measured (name, value, detail) as (
        where status = 'failed' and kind = flows.kind
          and completed_at > baton_now() - interval '1 hour'
          and error_code not in ('cancelled', 'plan_violation', 'quota_exceeded')
+         -- Nobody's fault: a project where nothing has happened is asked about again and again.
+         and not (error_code = 'no_result' and error_meta ->> 'stage' is not distinct from 'context')
        order by completed_at desc
        limit 1000)
       union all

@@ -241,6 +241,25 @@ async def test_failed_jobs_are_retried_once_by_code_time_kind_and_number(
     assert sorted(row[0] for row in retried) == sorted(wanted)
 
 
+async def test_a_call_that_retries_many_ends_after_a_second_and_the_next_goes_on(
+    caller: Caller, sql: asyncpg.Connection
+) -> None:
+    """Until it ends, nobody can spend the same credits."""
+    failures = [await failed(sql, caller) for _ in range(4)]
+    await sql.execute(
+        "create function slow() returns trigger language plpgsql as"
+        " 'begin perform pg_sleep(0.4); return new; end';"
+        "create trigger slow before insert on jobs for each row execute function slow()"
+    )
+    first = await sql.fetchval("select ops.retry_failed('timeout')")
+    assert 1 <= first < 4
+    await sql.execute("drop trigger slow on jobs")
+    assert await sql.fetchval("select ops.retry_failed('timeout')") == 4 - first
+    assert await sql.fetchval("select ops.retry_failed('timeout')") == 0
+    retried = await sql.fetch("select retry_of::text from jobs where retry_of is not null")
+    assert sorted(row[0] for row in retried) == sorted(failures)
+
+
 async def test_two_operators_at_once_retry_a_failed_job_once(
     caller: Caller, sql: asyncpg.Connection, dsn: str
 ) -> None:

@@ -525,6 +525,19 @@ async def test_nobody_waits_for_a_worker_that_is_not_there_without_being_told(si
         assert why == "no worker is alive"
 
 
+async def test_a_project_where_nothing_happens_does_not_make_its_kind_fail(site: Site) -> None:
+    """It may be asked about every few minutes all night."""
+    for stage, failing in (("context", []), ("answer", ["failing_kinds"])):
+        await site.sql.execute(
+            "insert into jobs (user_id, project_id, kind, input, credits, status, outcome, error,"
+            " error_code, error_meta, completed_at)"
+            " select $1, $2, 'handoff', '{}', 1, 'failed', 'failed', 'Nothing.', 'no_result',"
+            " jsonb_build_object('stage', $3::text), baton_now() from generate_series(1, 10)",
+            site.user, site.project, stage,
+        )  # fmt: skip
+        assert await site.failing() == failing
+
+
 # --- Thresholds ----------------------------------------------------------------------------
 
 
