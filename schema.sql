@@ -5235,9 +5235,11 @@ end
 $$;
 
 -- All of ours is what the owner of schema_version has, or the login of this migration, in these two
--- schemas, and not as a part of an extension.
+-- schemas, and not as a part of an extension; and in public what this file makes, or Procrastinate:
+-- the database may be somebody else's as well. app/migration.py says what this file makes.
 do $$
 declare
+  v_made text[] := nullif(current_setting('baton.made', true), '')::text[];  -- null: all that is there
   v_owners oid[] := array[
     (select relowner from pg_class where oid = 'public.schema_version'::regclass),
     current_user::regrole::oid];
@@ -5264,27 +5266,31 @@ begin
   revoke all on schema ops from public, baton_api, baton_worker;
   for v_statement in
     with ours as (
-      select 'pg_class'::regclass as catalog, oid, relowner as owner, relnamespace as namespace,
+      select 'pg_class'::regclass as catalog, oid, relname as name, relowner as owner,
+        relnamespace as namespace,
         format('alter table %s owner to baton_migrate', oid::regclass) as alter_owner,
         format('revoke all on table %s from %%s', oid::regclass) as revoke_all
       from pg_class
       where relkind in ('r', 'p', 'v', 'm')
       union all
-      select 'pg_proc'::regclass, oid, proowner, pronamespace,
+      select 'pg_proc'::regclass, oid, proname, proowner, pronamespace,
         format('alter routine %s owner to baton_migrate', oid::regprocedure),
         format('revoke all on routine %s from %%s', oid::regprocedure)
       from pg_proc
       union all
-      select 'pg_type'::regclass, t.oid, typowner, typnamespace,
+      select 'pg_type'::regclass, t.oid, typname, typowner, typnamespace,
         format('alter type %s owner to baton_migrate', t.oid::regtype), null
       from pg_type t
       left join pg_class c on c.oid = typrelid
       where typtype in ('e', 'd') or relkind = 'c'
       union all
-      select 'pg_class'::regclass, c.oid, relowner, relnamespace, null,
-        format('revoke all on sequence %s from %%s', c.oid::regclass)
-      from pg_class c
-      where relkind = 'S'
+      select 'pg_class'::regclass, s.oid, c.relname, s.relowner, s.relnamespace, null,
+        format('revoke all on sequence %s from %%s', s.oid::regclass)
+      from pg_class s
+      join pg_depend d on d.classid = 'pg_class'::regclass and d.objid = s.oid
+        and d.refclassid = 'pg_class'::regclass and d.deptype in ('a', 'i')
+      join pg_class c on c.oid = d.refobjid
+      where s.relkind = 'S'
     )
     select statement
     from ours o
@@ -5296,6 +5302,8 @@ begin
     ) s
     where o.namespace in ('public'::regnamespace, 'ops'::regnamespace)
       and o.owner = any (v_owners || 'baton_migrate'::regrole::oid)
+      and (v_made is null or o.namespace <> 'public'::regnamespace or o.name = any (v_made)
+        or starts_with(o.name, 'procrastinate_'))
       and statement is not null
       and not exists (
         select from pg_depend d

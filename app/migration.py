@@ -68,6 +68,10 @@ _LATER = re.compile(r"^-- later\b", re.MULTILINE)
 _INDEX = re.compile(
     r"create (?:unique )?index (?P<again>if not exists )(?P<name>\w+)\s+on (?P<table>[\w.]+)"
 )
+_MADE = re.compile(
+    r"^ *create (?:or replace |unlogged )?(?:table|view|function) (?:if not exists )?(\w+)\b(?!\.)",
+    re.MULTILINE,
+)
 
 
 @dataclass
@@ -176,6 +180,7 @@ async def _make(connection: Connection, version: int, digest: str) -> None:
         async with connection.raw.transaction():
             if bare := not await connection.value("has_table", "procrastinate_jobs"):
                 await connection.raw.execute(SchemaManager.get_schema())
+            await connection.value("tell_made", _MADE.findall(schema()))
             await connection.raw.execute(schema())
             for name in procrastinate_migrations():
                 if bare or name <= BASELINE:
@@ -244,6 +249,7 @@ def _execute(
 
     async def run(seconds: float) -> None:
         async with connection.raw.transaction():
+            await connection.value("tell_made", _MADE.findall(schema()))
             await connection.raw.execute("\n".join(texts), timeout=seconds)
             if cancel:
                 await connection.value("cancel_waiting")

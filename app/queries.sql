@@ -51,6 +51,11 @@ on conflict (name) do update set applied_at = excluded.applied_at;
 -- $1 name. Null when there is no such index, false when its build was interrupted.
 select indisvalid from pg_index where indexrelid = to_regclass($1);
 
+-- name: tell_made
+-- $1 names: what schema.sql makes in the schema public. Tells its section Roles, until the
+-- transaction ends.
+select set_config('baton.made', $1::text[]::text, true);
+
 -- name: cancel_waiting
 -- How many statements were cancelled that wait for a table which this transaction has changed.
 select count(pg_cancel_backend(w.pid))

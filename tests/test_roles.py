@@ -420,3 +420,30 @@ async def test_a_login_that_may_not_take_the_role_on_is_told_which(
         await taken_on(as_login(own, "login_plain"), API)
     await admin.execute("grant baton_api to login_plain")
     assert await taken_on(as_login(own, "login_plain"), API) == "login_plain as baton_api"
+
+
+async def test_what_somebody_else_keeps_in_the_database_stays_as_it_is(empty_dsn: str) -> None:
+    """Though the login that migrates owns it too."""
+    connection = await asyncpg.connect(empty_dsn)
+    await connection.execute(
+        "create table customers (id bigint generated always as identity, name text);"
+        "create view names as select name from customers; grant select on names to public;"
+        "create function price() returns int language sql return 1; create type mood as enum ('ok')"
+    )
+    theirs = (
+        "select relname, relowner::regrole::text, relacl::text from pg_class"
+        " where relname in ('customers', 'customers_id_seq', 'names')"
+        " union all select proname, proowner::regrole::text, proacl::text from pg_proc"
+        " where proname = 'price'"
+        " union all select typname, typowner::regrole::text, null from pg_type"
+        " where typname = 'mood' order by 1"
+    )
+    before = await connection.fetch(theirs)
+    assert len(before) == 5
+    for _ in range(2):  # made, and applied again
+        await migrate(empty_dsn)
+        assert await connection.fetch(theirs) == before
+    assert not await connection.fetchval(
+        "select has_table_privilege('baton_ops', 'customers', 'select')"
+    )
+    await connection.close()
