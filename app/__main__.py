@@ -18,6 +18,7 @@ from setproctitle import setproctitle
 
 from app import __version__, demo, logs, operator, tracing
 from app.background import stop_with_parent
+from app.connector import TRANSIENT
 from app.db import AHEAD, DatabaseError, applied_version, current_version, schema_fault
 from app.embedded import EmbeddedPostgres, EmbeddedUnavailable
 from app.migration import migrate
@@ -84,7 +85,7 @@ def serve(settings: Settings) -> None:
     if settings.traces:
         tracing.start("baton-api", __version__)
     _claim_ports(settings)
-    _refuse_newer(found)
+    _check_schema(found, "baton_api")
     guard.serve(create_app(found), settings.host, settings.port)
 
 
@@ -101,7 +102,7 @@ def worker(settings: Settings) -> None:
     setproctitle("baton worker")
     stop_with_parent()
     found = with_database(settings)
-    _refuse_newer(found)
+    _check_schema(found, "baton_worker", older=False)
     if settings.traces:
         tracing.start("baton-worker", __version__)
     try:
@@ -152,22 +153,32 @@ def migrate_command(settings: Settings, anew: bool) -> None:
     click.echo(str(run_async(migrate(dsn(settings), anew=anew))))
 
 
-def _refuse_newer(settings: Settings) -> None:
-    """End now rather than break later on what a much newer schema no longer has. An older one is
-    being migrated, and a database that is away comes back."""
+def _check_schema(settings: Settings, role: str, *, older: bool = True) -> None:
+    """End now rather than break later on what the schema has no longer, or not yet. A database that
+    is away comes back.
+
+    Args:
+        role: of the process, whose login may have no other.
+        older: an older schema will do: it is being migrated, and the process waits for that itself.
+    """
     assert settings.database_url
 
     async def applied(dsn: str) -> int | None:
-        async with opened(dsn) as database:
+        async with opened(dsn, role) as database:
             return await applied_version(database)
 
     try:
         found = asyncio.run(applied(settings.database_url))
-    except DatabaseError:
-        return
-    if found is not None and found > current_version() and (fault := schema_fault(found)):
+    except DatabaseError as error:
+        if older or isinstance(error.__cause__, TRANSIENT):
+            return
+        raise Fault(str(error)) from None  # there is no such role, or it is not for this login
+    fault = schema_fault(found)
+    if fault and found is not None and found > current_version():
         click.echo(fault, err=True)
         sys.exit(CONFIGURATION_EXIT)
+    if fault and not older:
+        raise Fault(fault)
 
 
 @contextmanager

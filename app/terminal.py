@@ -40,11 +40,9 @@ def with_pool(settings: Settings, work: Callable[[Database], Coroutine[Any, Any,
 
 
 @asynccontextmanager
-async def opened(dsn: str) -> AsyncIterator[Database]:
-    """A small pool of an operator's."""
-    async with open_database(
-        dsn, application_name="baton cli", role="baton_ops", size=2
-    ) as database:
+async def opened(dsn: str, role: str = "baton_ops") -> AsyncIterator[Database]:
+    """A small pool, of an operator's unless said otherwise."""
+    async with open_database(dsn, application_name="baton cli", role=role, size=2) as database:
         yield database
 
 

@@ -135,13 +135,37 @@ async def test_an_older_program_cannot_put_its_schema_over_a_newer_one(
 
 
 async def test_the_api_and_the_worker_say_so_and_end(dsn: str, sql: asyncpg.Connection) -> None:
-    commands = ("serve", "worker")
+    """With logins that may be nothing else."""
+    roles = {"serve": "baton_api", "worker": "baton_worker"}
     newer = current_version() + db.AHEAD + 1
     await sql.execute(db.queries()["record_schema"], newer, "-")
-    done = await asyncio.gather(*(baton(command, DATABASE_URL=dsn) for command in commands))
-    for command, (code, out, err) in zip(commands, done, strict=True):
+    for command, role in roles.items():
+        await sql.execute(f"create role {command}_of_a_test login in role {role}")
+    try:
+        done = await asyncio.gather(*(
+            baton(command, DATABASE_URL=re.sub(r"//[^@]*@", f"//{command}_of_a_test@", dsn))
+            for command in roles
+        ))  # fmt: skip
+    finally:
+        for command in roles:
+            await sql.execute(f"drop role {command}_of_a_test")
+    for command, (code, out, err) in zip(roles, done, strict=True):
         assert (code, out, err.count("\n")) == (2, "", 1), (command, err)
         assert f"version {newer}" in err and "use the newer program" in err, (command, err)
+
+
+async def test_a_worker_without_a_schema_or_its_role_says_what_to_run_and_ends(
+    dsn: str, empty_dsn: str, sql: asyncpg.Connection
+) -> None:
+    code, _, err = await baton("worker", DATABASE_URL=empty_dsn)
+    assert (code, err) == (1, "Error: The schema is not current; run: baton migrate.\n")
+    await sql.execute("create role login_of_a_test login")
+    try:
+        login = re.sub(r"//[^@]*@", "//login_of_a_test@", dsn)
+        code, _, err = await baton("worker", DATABASE_URL=login)
+    finally:
+        await sql.execute("drop role login_of_a_test")
+    assert code == 1 and err.count("\n") == 1 and "grant baton_worker to the login" in err
 
 
 async def baton(*arguments: str, **environment: str) -> tuple[int | None, str, str]:
