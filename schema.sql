@@ -3982,6 +3982,8 @@ begin
   if p_name in ('charges', 'provider_calls') then  -- what they come to stays, in usage_by_day
     perform count_usage(20000);
     p_before := least(p_before, coalesce((select until from usage_counted), '-infinity'));
+  elsif p_name = 'audit' then  -- it goes by the server's clock, however far a session sets its own
+    p_before := least(p_before, now() - (select least from retention where name = 'audit'));
   end if;
   case p_name
   when 'jobs' then  -- with their logs and deliveries; one that is still to be delivered stays

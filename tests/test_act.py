@@ -121,11 +121,13 @@ async def test_a_wrong_argument_is_named_in_one_sentence_and_changes_nothing(
     assert await audited(sql) == before
 
 
-async def test_nobody_can_date_back_what_the_audit_says(ops: asyncpg.Connection) -> None:
-    """Retention would remove it at once."""
+async def test_nobody_can_date_back_or_remove_what_the_audit_says(ops: asyncpg.Connection) -> None:
+    """Retention would remove at once what is old."""
     await ops.execute("set baton.clock_offset = '-500 days'")
     await ops.execute("select ops.create_user('eve@example.com')")
     assert await ops.fetchval("select max(at) > now() - interval '1 day' from ops.audit")
+    await ops.execute("set baton.clock_offset = '500 days'")
+    assert await ops.fetchval("select removed from ops.purge('90 days', 'audit')") == 0
 
 
 async def test_every_change_is_in_the_audit_and_no_key_is(
