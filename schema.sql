@@ -5317,7 +5317,7 @@ begin
 end
 $$;
 
--- Lets roles call functions of the schema public by their names, all of each name.
+-- Lets roles call functions of the schema public by their names, all of each name that are ours.
 create or replace function let_call(p_roles text, variadic p_names text[]) returns void
 language plpgsql as $$
 declare
@@ -5326,7 +5326,9 @@ declare
 begin
   foreach v_name in array p_names loop
     for v_function in
-      select oid from pg_proc where pronamespace = 'public'::regnamespace and proname = v_name
+      select oid from pg_proc
+      where pronamespace = 'public'::regnamespace and proname = v_name
+        and proowner = 'baton_migrate'::regrole
     loop
       execute format(
         'alter function %s security definer set search_path = public, pg_temp', v_function);

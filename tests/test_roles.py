@@ -372,6 +372,8 @@ async def test_a_database_of_another_login_is_handed_over(
     await migrate(dsn)
     await connection.execute("grant create on schema public to login_else")
     await connection.execute("set role login_else; create table theirs (); reset role")
+    function = "hold_reason(name text) returns text language sql return name"  # one of ours by name
+    await connection.execute(f"set role login_else; create function {function}; reset role")
     await connection.execute("reassign owned by baton_migrate to login_old")
     await migrate(dsn)
     rows = await connection.fetch(
@@ -379,7 +381,11 @@ async def test_a_database_of_another_login_is_handed_over(
         "and relnamespace = 'public'::regnamespace"
     )
     owners = {row["relname"]: row["owner"] for row in rows}
+    theirs = await connection.fetchrow(
+        "select prosecdef, proacl from pg_proc where proowner = 'login_else'::regrole"
+    )
     await connection.close()
+    assert theirs is not None and tuple(theirs) == (False, None)
     assert owners.pop("theirs") == "login_else"
     assert len(owners) > 20 and set(owners.values()) == {"baton_migrate"}
 
