@@ -639,6 +639,48 @@ begin
 end
 $$;
 
+-- --- Restored copies ----------------------------------------------------------------------
+--
+-- A restored dump holds the jobs and the messages of a database that may still be there and run and
+-- send them itself. So a database knows itself, and one that finds itself to be another does nothing
+-- of its own accord: no job is claimed, no webhook sent, nothing swept, until an operator says that it
+-- is the one that goes on. Requests are accepted meanwhile, and their jobs wait.
+
+create table if not exists installation (
+  one boolean primary key default true check (one),  -- row
+  identity text not null,  -- of the database that may work: database_identity() of a copy differs
+  reason text,  -- why an operator holds it
+  held_since timestamptz,  -- null: no operator does
+  constraint installation_held check ((reason is null) = (held_since is null))
+);
+
+-- The cluster's system identifier and the database's oid. Neither is in a dump, both are the same on a
+-- standby, after a failover and in a copy of the files. Where a provider of PostgreSQL allows no look
+-- at the first, the oid has to do: that is what a new cluster may hand out a second time. It is looked
+-- at as baton_migrate whoever asks, so that one who may see more does not see another database; hence
+-- the row is written when that owns this function, below.
+create or replace function database_identity() returns text
+language plpgsql stable security definer set search_path = public, pg_temp as $$
+declare
+  v_system text := '?';
+begin
+  if has_function_privilege('pg_control_system()', 'execute') then
+    v_system := (select system_identifier from pg_control_system());
+  end if;
+  return v_system || '/' || (select oid from pg_database where datname = current_database());
+end
+$$;
+
+-- Why this database has to stand still, in one sentence; null: it does not have to. Reads a page and
+-- a file of the server, so it can be asked whenever something is claimed.
+create or replace function hold_reason() returns text
+language sql stable security definer set search_path = public, pg_temp as $$
+  select coalesce(i.reason, case
+    when i.identity <> database_identity() then 'This database is a restored copy of another one.'
+  end)
+  from installation i
+$$;
+
 -- --- Jobs ---------------------------------------------------------------------------------
 
 create table if not exists jobs (
@@ -1132,7 +1174,7 @@ $$;
 --
 -- progress   of the running attempt; {"value": 0..1 or null, "step", "message"}
 -- queue      how many tickets are served before this one, counted to 1000, how many unfinished jobs
---            of the same project are older, and whether an operator has paused such jobs; null
+--            of the same project are older, and whether an operator lets none of them start; null
 --            unless the job waits for a worker
 -- timings    milliseconds: waiting, then running (from the first attempt), then both
 -- rev        what has changed since; the ETag
@@ -1153,7 +1195,10 @@ select
   case when t.id is not null or d.reason <> 'retry' then jsonb_build_object(
     'position', ahead.count + 1, 'capped', ahead.count >= 1000,
     'ahead_in_project', older.count,
-    'paused', exists (select from pauses p where p.kind is null or p.kind = j.kind)) end as queue,
+    'paused', exists (select from pauses p where p.kind is null or p.kind = j.kind)
+      or exists (
+        select from project_concurrency c where c.project_id = j.project_id and c.concurrency = 0)
+      or hold_reason() is not null) end as queue,
   jsonb_build_object(
     'queue_ms', milliseconds(j.created_at, j.started_at),
     'run_ms', milliseconds(j.started_at, j.completed_at),
@@ -3947,6 +3992,37 @@ comment on function ops.drain_worker is
   'after 30, and end; whatever runs it starts a new one. False: it has been told so, or has ended. For '
   'one that misbehaves, or before its machine goes.';
 
+create or replace function ops.hold(reason text) returns void
+language plpgsql security definer set search_path = public, pg_temp set lock_timeout = '2s' as $$
+begin
+  perform assert_text('reason', hold.reason);
+  insert into installation (identity, reason, held_since)
+  values (database_identity(), hold.reason, baton_now())
+  on conflict (one) do update set reason = excluded.reason, held_since = excluded.held_since;
+  perform audit('hold', jsonb_build_object('reason', hold.reason));
+end
+$$;
+comment on function ops.hold is
+  'Let this database do nothing of its own accord: jobs are accepted and wait, those that run may '
+  'end, none is begun, no webhook is sent. For a copy that cannot tell that it is one: of the files, '
+  'of a volume, at a point in time. Until ops.go_live().';
+
+create or replace function ops.go_live() returns boolean
+language plpgsql security definer set search_path = public, pg_temp set lock_timeout = '2s' as $$
+declare
+  v_reason text := hold_reason();
+begin
+  insert into installation (identity) values (database_identity())
+  on conflict (one) do update set identity = excluded.identity, reason = null, held_since = null;
+  perform reconcile_jobs(1000);  -- at once, what a worker could not claim and so lost the ticket of
+  perform audit('go_live', jsonb_build_object('reason', v_reason));
+  return v_reason is not null;
+end
+$$;
+comment on function ops.go_live is
+  'Let a restored copy, or what ops.hold holds, begin to work: its jobs are run and its webhooks sent '
+  'within seconds. Only when no other copy does. False: it was not held.';
+
 -- --- Retention ----------------------------------------------------------------------------
 --
 -- Workers remove what is older than the table retention says, in batches, of which only one runs at
@@ -4249,79 +4325,6 @@ alter table idempotency_keys set (autovacuum_vacuum_scale_factor = 0.05);
 alter table handoffs set (autovacuum_vacuum_scale_factor = 0.05);
 alter table events set (autovacuum_vacuum_scale_factor = 0.05);
 alter table provider_calls set (autovacuum_vacuum_scale_factor = 0.05);
-
--- --- Restored copies ----------------------------------------------------------------------
---
--- A restored dump holds the jobs and the messages of a database that may still be there and run and
--- send them itself. So a database knows itself, and one that finds itself to be another does nothing
--- of its own accord: no job is claimed, no webhook sent, nothing swept, until an operator says that it
--- is the one that goes on. Requests are accepted meanwhile, and their jobs wait.
-
-create table if not exists installation (
-  one boolean primary key default true check (one),  -- row
-  identity text not null,  -- of the database that may work: database_identity() of a copy differs
-  reason text,  -- why an operator holds it
-  held_since timestamptz,  -- null: no operator does
-  constraint installation_held check ((reason is null) = (held_since is null))
-);
-
--- The cluster's system identifier and the database's oid. Neither is in a dump, both are the same on a
--- standby, after a failover and in a copy of the files. Where a provider of PostgreSQL allows no look
--- at the first, the oid has to do: that is what a new cluster may hand out a second time. It is looked
--- at as baton_migrate whoever asks, so that one who may see more does not see another database; hence
--- the row is written when that owns this function, below.
-create or replace function database_identity() returns text
-language plpgsql stable security definer set search_path = public, pg_temp as $$
-declare
-  v_system text := '?';
-begin
-  if has_function_privilege('pg_control_system()', 'execute') then
-    v_system := (select system_identifier from pg_control_system());
-  end if;
-  return v_system || '/' || (select oid from pg_database where datname = current_database());
-end
-$$;
-
--- Why this database has to stand still, in one sentence; null: it does not have to. Reads a page and
--- a file of the server, so it can be asked whenever something is claimed.
-create or replace function hold_reason() returns text
-language sql stable security definer set search_path = public, pg_temp as $$
-  select coalesce(i.reason, case
-    when i.identity <> database_identity() then 'This database is a restored copy of another one.'
-  end)
-  from installation i
-$$;
-
-create or replace function ops.hold(reason text) returns void
-language plpgsql security definer set search_path = public, pg_temp set lock_timeout = '2s' as $$
-begin
-  perform assert_text('reason', hold.reason);
-  insert into installation (identity, reason, held_since)
-  values (database_identity(), hold.reason, baton_now())
-  on conflict (one) do update set reason = excluded.reason, held_since = excluded.held_since;
-  perform audit('hold', jsonb_build_object('reason', hold.reason));
-end
-$$;
-comment on function ops.hold is
-  'Let this database do nothing of its own accord: jobs are accepted and wait, those that run may '
-  'end, none is begun, no webhook is sent. For a copy that cannot tell that it is one: of the files, '
-  'of a volume, at a point in time. Until ops.go_live().';
-
-create or replace function ops.go_live() returns boolean
-language plpgsql security definer set search_path = public, pg_temp set lock_timeout = '2s' as $$
-declare
-  v_reason text := hold_reason();
-begin
-  insert into installation (identity) values (database_identity())
-  on conflict (one) do update set identity = excluded.identity, reason = null, held_since = null;
-  perform reconcile_jobs(1000);  -- at once, what a worker could not claim and so lost the ticket of
-  perform audit('go_live', jsonb_build_object('reason', v_reason));
-  return v_reason is not null;
-end
-$$;
-comment on function ops.go_live is
-  'Let a restored copy, or what ops.hold holds, begin to work: its jobs are run and its webhooks sent '
-  'within seconds. Only when no other copy does. False: it was not held.';
 
 -- --- ops: see -----------------------------------------------------------------------------
 --

@@ -462,7 +462,7 @@ class QueuePosition(Shape):
     position: int = Field(description="1: the next one.")
     capped: bool = Field(description="There are more before it than were counted.")
     ahead_in_project: int = Field(description="Unfinished jobs of the same project that are older.")
-    paused: bool = Field(description="The operator has paused such jobs; none starts for now.")
+    paused: bool = Field(description="The operator lets no such job start for now.")
 
 
 class Estimate(Shape):

@@ -91,6 +91,28 @@ async def test_a_paused_kind_is_accepted_and_waits_and_its_client_can_see_that(
     assert [(await caller.job(id))["job"]["done"] for id in (before, after)] == [True, True]
 
 
+@pytest.mark.parametrize(
+    ("held", "let_go"),
+    [
+        ("select ops.hold('We look at it.')", "select ops.go_live()"),
+        ("select ops.set_concurrency($1, 0)", "select ops.set_concurrency($1, null)"),
+    ],
+)
+async def test_no_time_is_promised_to_who_waits_for_an_operator(
+    caller: Caller, sql: asyncpg.Connection, drain: Drain, held: str, let_go: str
+) -> None:
+    await caller.submit()
+    await drain()  # so that there is experience to promise from
+    project = [caller.project_id] * ("$1" in held)
+    job_id = await caller.submit("/handoffs", until="2026-01-01T00:00:00Z")
+    assert (await caller.job(job_id))["job"]["queue"]["paused"] is False
+    await sql.execute(held, *project)
+    job = (await caller.job(job_id))["job"]
+    assert (job["eta"], job["queue"]["paused"]) == (None, True)
+    await sql.execute(let_go, *project)
+    assert (await caller.job(job_id))["job"]["queue"]["paused"] is False
+
+
 async def test_a_running_attempt_outlives_the_pause_of_its_kind_and_other_kinds_run(
     desk: Desk, sql: asyncpg.Connection
 ) -> None:
