@@ -35,6 +35,8 @@ PODS = {  # the template of each workload of ours
     for name in ("Deployment baton-api", "Deployment baton-worker", "Job baton-migrate")
 }
 CLUSTER = KUBERNETES["Cluster baton-db"]["spec"]
+MANAGED = CLUSTER["managed"]["roles"]
+COUNTS = KUBERNETES["TriggerAuthentication baton-queue"]
 SCALED = KUBERNETES["ScaledObject baton-worker"]["spec"]
 
 
@@ -319,14 +321,14 @@ def test_every_process_gets_more_time_to_stop_than_it_takes() -> None:
 def test_every_secret_is_made_by_the_guide_or_by_the_operator(root: Path) -> None:
     used = set(re.findall(r"name: (baton-[a-z]+)\n +key:", "".join(texts())))
     used |= set(re.findall(r"secretName: (\S+)", "".join(texts())))
-    used |= {role["passwordSecret"]["name"] for role in CLUSTER["managed"]["roles"]}
+    used |= {role["passwordSecret"]["name"] for role in MANAGED}
     used.add(CLUSTER["bootstrap"]["initdb"]["secret"]["name"])
     guide = (root / "docs" / "deploy.md").read_text()
     [names] = re.findall(r"for name in ([a-z ]+); do\n +kubectl -n baton create secret", guide)
     assert used == {f"baton-{name}" for name in names.split()} | {"baton-db-ca"}
     # The user name in a Secret is the role's: the guide makes it of the Secret's name.
     assert "username=baton_$name" in guide
-    for role in CLUSTER["managed"]["roles"]:
+    for role in MANAGED:
         assert role["passwordSecret"]["name"] == role["name"].replace("_", "-")
         assert not role.keys() & {"superuser", "createrole", "createdb", "bypassrls", "replication"}
     initdb = CLUSTER["bootstrap"]["initdb"]
@@ -344,7 +346,7 @@ def test_all_processes_together_find_room_in_the_database(root: Path) -> None:
     api = main.POOL_SIZE + 1  # the one that listens
     working = worker.POOL_SIZE + worker.ATTEMPTS_POOL_SIZE + 1
     replicas = KUBERNETES["Deployment baton-api"]["spec"]["replicas"]
-    limited = sum(role.get("connectionLimit", 0) for role in CLUSTER["managed"]["roles"])
+    limited = sum(role.get("connectionLimit", 0) for role in MANAGED)
     reserved = 3 + 5  # for superusers, and what the operator itself opens
     rule = f"{api} × (API processes + 1) + {working} × (workers + 1) + {limited + reserved}:"
     assert rule in (root / "docs" / "sizing.md").read_text()
@@ -450,7 +452,7 @@ async def bootstrap(superuser: str, initdb: Mapping[str, Any]) -> None:
     await sql.execute(f"create database {initdb['database']}_made owner {owner} template template0")
     for statement in initdb["postInitSQL"]:
         await sql.execute(statement)
-    for role in CLUSTER["managed"]["roles"]:
+    for role in MANAGED:
         name, limit = role["name"], role.get("connectionLimit", -1)
         await sql.execute(
             f"alter role {name} login nosuperuser nocreatedb nocreaterole inherit noreplication "
@@ -473,7 +475,12 @@ async def test_one_login_each_migrates_serves_works_and_counts(
     key = await sql.fetchval("select ops.create_api_key($1)", user)
     [trigger] = SCALED["triggers"]
     query = trigger["metadata"]["query"]
-    assert await sql.fetchval(query) == 0
+    by_secret = {role["passwordSecret"]["name"]: role["name"] for role in MANAGED}
+    [secret] = {source["name"] for source in COUNTS["spec"]["secretTargetRef"]}
+    scaler = await asyncpg.connect(login(bootstrapped, by_secret[secret]))
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await scaler.fetchval("select ops.create_api_key($1)", user)
+    assert await scaler.fetchval(query) == 0
     async with (
         served(main.create_app(settings)) as url,
         httpx.AsyncClient(
@@ -491,13 +498,14 @@ async def test_one_login_each_migrates_serves_works_and_counts(
             answer = await http.post("/api/v1/handoffs", json={"project_id": str(project)})
             assert answer.status_code == 202, answer.text
             ids.append(answer.json()["jobId"])
-        assert await sql.fetchval(query) == 3
+        assert await scaler.fetchval(query) == 3
         await hold(bootstrapped, ids[0])
-        assert await sql.fetchval(query) == 2
+        assert await scaler.fetchval(query) == 2
         await work(login(bootstrapped, "baton_worker"))
         done = (await http.get(f"/api/v1/jobs/{ids[1]}")).json()
         assert done["job"]["status"] == "completed", done
-        assert await sql.fetchval(query) == 0
+        assert await scaler.fetchval(query) == 0
+    await scaler.close()
     await sql.close()
 
 
