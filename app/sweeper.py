@@ -134,7 +134,11 @@ class Sweeper:
 
     async def reconcile_once(self) -> int:
         """Mend what crashes between two systems leave behind; answers how many."""
-        jobs: int = await self._database.value("reconcile_jobs", BATCH)
+        jobs = 0
+        while mended := await self._database.value("reconcile_jobs", BATCH):
+            jobs += mended  # batch after batch: a table of tickets that was lost is many of them
+            if mended < BATCH:
+                break
         tickets: int = await self._database.value("reconcile_tickets", DEAD_AFTER)
         await self._database.value("count_usage", COUNT)
         metrics.reconciled.labels("jobs").inc(jobs)

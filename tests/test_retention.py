@@ -443,6 +443,15 @@ WRONG = [
 ]  # fmt: skip
 
 
+async def test_an_interval_that_lies_in_the_future_is_too_short(sql: asyncpg.Connection) -> None:
+    """It compares as a day, but from the 24th of March a month back is 28 days."""
+    await sql.execute(
+        "select set_config('baton.clock_offset', (timestamptz '2031-03-24' - now())::text, false)"
+    )
+    with pytest.raises(asyncpg.PostgresError, match="keep: jobs are kept for at least 1 day"):
+        await sql.execute("select ops.set_retention('jobs', '1 mon -29 days')")
+
+
 async def test_what_clients_were_promised_cannot_be_cut_short(sql: asyncpg.Connection) -> None:
     before = await sql.fetch("select name, keep from retention order by name")
     for call, sqlstate, begins in WRONG:

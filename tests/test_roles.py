@@ -292,6 +292,21 @@ async def test_what_a_role_has_no_need_for_is_refused(dsn: str, logins: None) ->
     assert allowed == []
 
 
+async def test_no_login_can_move_the_clock_by_which_things_get_old(
+    dsn: str, logins: None, sql: asyncpg.Connection
+) -> None:
+    asked = "select extract(epoch from baton_now() - now())"
+    await sql.execute("set baton.clock_offset = '1 hour'")  # only a superuser's test
+    assert await sql.fetchval(asked) == 3600
+    for role in ROLES:
+        connection = await asyncpg.connect(
+            as_login(dsn, f"test_{role}"), server_settings={"role": role}
+        )
+        await connection.execute("set baton.clock_offset = '10 years'")
+        assert await connection.fetchval(asked) == 0
+        await connection.close()
+
+
 # --- Who may migrate -------------------------------------------------------------------------
 
 

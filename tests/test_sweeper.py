@@ -200,6 +200,18 @@ async def test_the_third_crash_of_its_own_process_is_final(
     assert (await caller.job(job_id))["job"]["error_code"] == "worker_lost"
 
 
+async def test_any_number_of_lost_tickets_is_made_up_at_once(
+    caller: Caller, sql: asyncpg.Connection, sweeper: Sweeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.sweeper.BATCH", 2)
+    for _ in range(5):
+        await caller.submit()
+    await sql.execute("delete from procrastinate_jobs")
+    await sql.execute("update jobs set updated_at = updated_at - interval '1 minute'")
+    assert await sweeper.reconcile_once() == 5
+    assert await sql.fetchval("select count(*) from procrastinate_jobs") == 5
+
+
 async def test_a_pending_job_whose_ticket_was_deleted_gets_a_new_one(
     caller: Caller, sql: asyncpg.Connection, sweeper: Sweeper, drain: Drain
 ) -> None:
