@@ -106,7 +106,7 @@ $$;
 create or replace function baton_now() returns timestamptz
 language sql stable as $$
   select case coalesce(current_setting('baton.clock_offset', true), '')
-    when '' then now() else now() + clock_offset() end
+    when '' then now() else now() + public.clock_offset() end
 $$;
 
 -- Not below 0, which is where a clock that was set back would lead.
@@ -4564,7 +4564,10 @@ where t.status = 'doing' and (w.id is null or w.last_heartbeat < now() - interva
 
 create or replace view ops.checks as
 with measured (name, value, detail) as (
-  select 'worker_seen', round(extract(epoch from now() - max(last_heartbeat)), 1),
+  -- The end of one that was stopped in order is a sign, too: another follows within seconds.
+  select 'worker_seen',
+    round(extract(epoch from now() - greatest(
+      max(last_heartbeat), (select max(seen_at) from workers where state = 'stopped'))), 1),
     count(*) filter (where last_heartbeat > now() - interval '30 seconds') || ' alive'
   from procrastinate_workers
   union all

@@ -128,6 +128,15 @@ async def test_a_new_installation_with_a_worker_is_well(site: Site) -> None:
     assert row and row["workers_alive"] == 1 and row["at"] and row["schema_version"] >= 3
 
 
+async def test_a_worker_that_is_replaced_in_order_is_no_alarm(site: Site) -> None:
+    """A new one takes a second or two to start."""
+    await site.sql.execute("select stop_worker(id) from procrastinate_workers")
+    await site.sql.execute("delete from procrastinate_workers")
+    assert await site.failing() == []
+    await site.sql.execute("update workers set seen_at = seen_at - interval '31 seconds'")
+    assert await site.failing() == ["worker_seen"]
+
+
 # --- Each condition, made and mended -------------------------------------------------------
 
 
@@ -142,7 +151,8 @@ async def silent_worker(site: Site) -> AsyncIterator[None]:
 @asynccontextmanager
 async def no_worker(site: Site) -> AsyncIterator[None]:
     await site.sql.execute(
-        "update workers set state = 'stopped'; delete from procrastinate_workers"
+        "delete from procrastinate_workers;"
+        " update workers set state = 'stopped', seen_at = seen_at - interval '31 seconds'"
     )
     yield
     await site.sql.execute("insert into procrastinate_workers default values")
