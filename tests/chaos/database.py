@@ -216,7 +216,7 @@ async def connection_limit(lab: Lab) -> None:
     role = "chaos_limited"
     with suppress(asyncpg.DuplicateObjectError):
         await sql.execute(f"create role {role} login")
-    await sql.execute(f"grant pg_read_all_data, pg_write_all_data to {role}")
+    await sql.execute(f"grant baton_api to {role}")  # as a login of its own has it
     await lab.start(apis=0)
     [api] = (await lab.start({"CHAOS_ROLE": role}, workers=0))[0]
     await sql.execute(f"alter role {role} connection limit 3")
