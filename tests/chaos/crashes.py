@@ -545,6 +545,6 @@ async def many_sweepers(lab: Lab) -> None:
     lab.expect(all(row[0] == 1 for row in counts), f"crashes: {sorted(r[0] for r in counts)}")
 
 
-missing("46", "the sweepers are dead", "an outside alarm: nothing reports the oldest lease")
-missing("47", "a deploy with a schema change, old and new workers", "a second schema version")
+missing("46", "the sweepers are dead", "ops.health, which tells: tests/test_ops_views.py")
+missing("47", "a deploy with a schema change", "programs of two versions: tests/test_upgrade.py")
 missing("50", "failover to a standby that lost 2 s", "a standby; outside the promise")
