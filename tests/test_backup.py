@@ -159,14 +159,13 @@ async def test_a_restored_dump_runs_and_sends_nothing_until_told_to_and_then_eve
         made = await caller.http.post("/webhooks", json=hook)
         assert made.status_code == 201, made.text
         gate = Gate(opened=True)
-        original, executor = worker(gate)
+        original, executor = worker(gate, concurrency=1)  # full, it takes no other job
         async with running(original), background(executor.renew_forever()):
             finished = await caller.submit()
             await until(sql, "count(*) = 1 from webhook_deliveries")
             gate.opened.clear()
             processing = await caller.submit()
             await gate.holds(1)
-            original.stop()  # takes no more
             pending = [await caller.submit() for _ in range(3)]
             parked = await caller.submit()
             token = await sql.fetchval(
@@ -182,7 +181,8 @@ async def test_a_restored_dump_runs_and_sends_nothing_until_told_to_and_then_eve
             ]  # fmt: skip
             await copied(cluster, dsn, restored, tmp_path)
 
-            # The original goes on.
+            # The original goes on, with what it has.
+            original.stop()
             gate.opened.set()
             await until(sql, f"status = 'completed' from jobs where id = '{processing}'")
         async with open_database(dsn, application_name="baton test", size=2) as own:
