@@ -1,4 +1,4 @@
--- Baton's schema.                                                                   version: 3
+-- Baton's schema.                                                                   version: 4
 --
 -- Baton writes handoffs and insights about a team's work. This file is the part of it that
 -- PostgreSQL does; app/queries.sql is what Python asks. It is re-runnable: `baton migrate` applies
@@ -17,6 +17,10 @@
 --   flows            the job kinds and what one costs, in credits
 --   events           what happened: one row per piece of activity, stored once per external id
 --   event_facets     the distinct values that events hold, so that filters need no scan of events
+--   integrations, integration_secrets   what sends activity by itself, and what it proves that with
+--   resources        the repositories, channels and boards of an integration: which project each is of
+--   hook_deliveries  what an integration has sent, once each, as it came, until it is mapped
+--   untracked_events events of resources that no project has yet
 --   jobs             the truth about a request for an artifact; one row from 202 to the end
 --   job_events       the log of a job: one row per change that a client can see, seq is jobs.rev
 --   leases           one row per running attempt: who runs it and until when that counts
@@ -545,7 +549,9 @@ insert into flows (kind, credits) values
   ('cross_source_correlation', 2),
   ('onboarding_brief', 2),
   ('release_notes', 3),
-  ('architecture_insight', 5)
+  ('architecture_insight', 5),
+  ('question', 2),
+  ('digest', 1)
 on conflict (kind) do nothing;
 
 -- --- Events -------------------------------------------------------------------------------
@@ -586,28 +592,15 @@ create table if not exists event_facets (
   primary key (project_id, source, dimension, resource, value)
 );
 
--- Store a batch of events for a project that the user may see. A wrong source refuses the whole
--- batch; an external id that is already there, or twice in the batch, counts as a duplicate.
--- Rows are written in the order of their keys, so that two batches cannot deadlock.
-create or replace function ingest_events(
-  p_user_id uuid, p_project_id uuid, p_events jsonb, out accepted int, out duplicates int
-) language plpgsql as $$
+-- Store events in a project, as their user's; all sources are known. One whose external id is there
+-- already, or twice in the batch, is left out. Answers how many were stored. Rows are written in the
+-- order of their keys, so that two batches cannot deadlock.
+create or replace function store_events(p_user_id uuid, p_project_id uuid, p_events jsonb)
+returns int
+language plpgsql as $$
 declare
-  v_index bigint;
-  v_source text;
+  v_stored int;
 begin
-  perform assert_project(p_user_id, p_project_id);
-
-  select e.ordinality - 1, e.value ->> 'source' into v_index, v_source
-  from jsonb_array_elements(p_events) with ordinality e
-  where not exists (select from sources s where s.name = e.value ->> 'source')
-  order by e.ordinality
-  limit 1;
-  if found then
-    raise 'events[%].source: there is no source named "%".', v_index, v_source
-      using errcode = 'BT400';
-  end if;
-
   with incoming as (
     select *
     from jsonb_to_recordset(p_events) as e (
@@ -643,10 +636,112 @@ begin
     order by source, dimension, resource, value
     on conflict do nothing
   )
-  select count(*) into accepted from stored;
+  select count(*) into v_stored from stored;
+  return v_stored;
+end
+$$;
+
+-- Store a batch of events for a project that the user may see. A wrong source refuses the whole
+-- batch; an external id that is already there, or twice in the batch, counts as a duplicate.
+create or replace function ingest_events(
+  p_user_id uuid, p_project_id uuid, p_events jsonb, out accepted int, out duplicates int
+) language plpgsql as $$
+declare
+  v_index bigint;
+  v_source text;
+begin
+  perform assert_project(p_user_id, p_project_id);
+
+  select e.ordinality - 1, e.value ->> 'source' into v_index, v_source
+  from jsonb_array_elements(p_events) with ordinality e
+  where not exists (select from sources s where s.name = e.value ->> 'source')
+  order by e.ordinality
+  limit 1;
+  if found then
+    raise 'events[%].source: there is no source named "%".', v_index, v_source
+      using errcode = 'BT400';
+  end if;
+
+  accepted := store_events(p_user_id, p_project_id, p_events);
   duplicates := jsonb_array_length(p_events) - accepted;
 end
 $$;
+
+-- --- Integrations -------------------------------------------------------------------------
+--
+-- An integration is what a source sends to: it belongs to a user or to an organization, and names the
+-- secrets that its deliveries are verified with. What it sends is of resources, and a resource is of
+-- at most one project; events of one that is of none wait.
+
+create table if not exists integrations (
+  id uuid primary key default uuidv7(),  -- the address that the source sends to: /hooks/{id}
+  source text not null references sources,
+  user_id uuid not null references users,  -- who connected it; its events are theirs
+  organization_id uuid references organizations on delete cascade,  -- null: the user's own
+  project_id uuid references projects on delete set null,  -- of new resources; null: they wait
+  workspace_id text check (length(workspace_id) <= 300),  -- what the source calls it: a team, a guild
+  workspace_name text not null check (length(workspace_name) between 1 and 300),
+  settings jsonb not null default '{}',  -- nothing secret
+  enabled boolean not null default true,
+  created_at timestamptz not null default baton_now(),
+  updated_at timestamptz not null default baton_now()
+);
+create index if not exists integrations_user on integrations (user_id);
+create index if not exists integrations_organization on integrations (organization_id);
+
+-- Encrypted by the processes, whose environment has the key (app/cipher.py). Of one name the newest is
+-- in use; one that was rotated is good until it expires, as the source may still sign with it.
+create table if not exists integration_secrets (
+  id uuid primary key default uuidv7(),
+  integration_id uuid not null references integrations on delete cascade,
+  name text not null check (name in ('signing', 'token')),  -- verifies what comes in; calls the source
+  value bytea not null,
+  created_at timestamptz not null default baton_now(),
+  expires_at timestamptz  -- null: the current one
+);
+create unique index if not exists integration_secrets_current
+  on integration_secrets (integration_id, name) where expires_at is null;
+
+create table if not exists resources (
+  integration_id uuid not null references integrations on delete cascade,
+  id text not null check (length(id) between 1 and 300),  -- events.resource
+  name text not null check (length(name) between 1 and 300),
+  type text not null check (length(type) between 1 and 64),  -- repository, channel, board, …
+  project_id uuid references projects on delete set null,  -- null: its events wait
+  default_branch text check (length(default_branch) between 1 and 300),
+  created_at timestamptz not null default baton_now(),
+  last_event_at timestamptz not null default baton_now(),
+  primary key (integration_id, id)
+);
+create index if not exists resources_project on resources (project_id);
+
+-- The body is there as long as it is to be mapped, the rest as long as the source may send it again.
+create table if not exists hook_deliveries (
+  integration_id uuid not null references integrations on delete cascade,
+  delivery_id text not null check (length(delivery_id) between 1 and 300),
+  id uuid not null default uuidv7(),
+  headers jsonb not null default '{}',  -- those that say what the body is; lower-case names
+  body bytea,  -- null: it has been mapped
+  received_at timestamptz not null default baton_now(),
+  mapped_at timestamptz,
+  primary key (integration_id, delivery_id)
+);
+create index if not exists hook_deliveries_waiting on hook_deliveries (integration_id, id)
+  where mapped_at is null;
+
+create table if not exists untracked_events (
+  id uuid primary key default uuidv7(),
+  integration_id uuid not null,
+  resource_id text not null,
+  external_id text,
+  event jsonb not null,  -- as store_events takes it
+  created_at timestamptz not null default baton_now(),
+  foreign key (integration_id, resource_id) references resources on delete cascade
+);
+create unique index if not exists untracked_events_external
+  on untracked_events (integration_id, external_id) where external_id is not null;
+create index if not exists untracked_events_resource
+  on untracked_events (integration_id, resource_id, id);
 
 -- --- Restored copies ----------------------------------------------------------------------
 --
@@ -1556,12 +1651,7 @@ begin
 end
 $$;
 
-create or replace function retry_job(  -- of version 2; away in version 4
-  p_user_id uuid, p_job_id uuid, p_key text, p_fingerprint bytea, p_pending_limit int,
-  out job job_objects, out replayed boolean
-) language sql as $$
-  select * from retry_job(p_user_id, p_job_id, p_key, p_fingerprint, p_pending_limit, '{}')
-$$;
+drop function if exists retry_job(uuid, uuid, text, bytea, int);  -- of version 2
 
 -- Take an ended job away, with its artifact. What it cost stays in charges.
 create or replace function delete_job(p_user_id uuid, p_job_id uuid) returns void
@@ -4218,12 +4308,7 @@ begin
 end
 $$;
 
--- of version 2; away in version 4
-create or replace function forget_keys(p_limit int) returns bigint
-language sql as $$
-  select removed::bigint
-  from remove_old('idempotency_keys', baton_now() - interval '2 days', null, p_limit)
-$$;
+drop function if exists forget_keys(int);  -- of version 2
 
 -- The row of retention by that name, if p_keep may be asked of it; p_argument is how the caller
 -- calls it.
@@ -5420,7 +5505,8 @@ do $$
 declare
   v_name regclass;
   v_function regprocedure;
-  v_secret constant text[] := '{api_keys.digest, webhook_secrets.secret}';
+  v_secret constant text[] := '{
+    api_keys.digest, webhook_secrets.secret, integration_secrets.value, hook_deliveries.body}';
 begin
   -- Procrastinate's functions are called by its own code.
   for v_function in

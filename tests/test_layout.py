@@ -12,6 +12,7 @@ app.history app.db app.migration app.queue app.sweeper app.retention app.errors 
 app.exporter app.limits app.auth app.waits app.events app.jobs app.stream app.resources app.webhooks
 app.openapi app.docs app.static app.main
 app.client app.mcp_server app.supervisor app.terminal app.operator app.demo
+tasks.sources.event
 tasks.outcomes tasks.breaker tasks.calls tasks.context
 tasks.lines tasks.references tasks.paths tasks.kinds tasks.cues tasks.signals tasks.statements
 tasks.changes tasks.reading tasks.passages tasks.areas
@@ -49,9 +50,9 @@ SQL = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 FILES = {
-    f"{side}.{path.stem}": path.read_text()
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): path.read_text()
     for side in ("app", "tasks")
-    for path in sorted((ROOT / side).glob("*.py"))
+    for path in sorted((ROOT / side).rglob("*.py"))
     if path.stem != "__init__"
 }
 
@@ -63,7 +64,7 @@ def imported(text: str) -> Iterator[str]:
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.module and not node.level, "absolute imports only"
-            deep = node.module in ("app", "tasks")
+            deep = node.module in ("app", "tasks", "tasks.sources")
             names = [f"{node.module}.{a.name}" for a in node.names] if deep else [node.module]
         else:
             continue

@@ -285,7 +285,7 @@ class Model:
                     self.seen["cancelled"] += changed
                 elif job["status"] == "failed":
                     await connection.fetchval(
-                        "select (job).id from retry_job($1, $2, null, null, 0)",
+                        "select (job).id from retry_job($1, $2, null, null, 0, '{}')",
                         job["user_id"],
                         job["id"],
                     )

@@ -112,6 +112,10 @@ LOST = (
 TEXTS = {name: "x" for name in ("title", "summary", "markdown", "model_used")}
 LISTS = "sources key_changes decisions open_questions next_steps data related_event_ids scope"
 ROW = json.dumps(TEXTS | {name: [] for name in (LISTS + " token_usage").split()})
+INTEGRATED = (
+    "with i as (insert into integrations (source, user_id, workspace_name) "
+    "select 'github', id, 'w' from users returning id) "
+)
 REFUSED = [
     ("users", "email", "update users set email = 'no at sign'"),
     ("users", "email", "update users set email = 'a@b c'"),
@@ -200,6 +204,19 @@ REFUSED = [
      "select id, now(), 'bored' from jobs"),
     ("project_concurrency", "concurrency", "insert into project_concurrency select id, -1 "
      "from projects"),
+    *(("integrations", about, "insert into integrations (source, user_id, workspace_name, "
+       f"workspace_id) select 'github', id, {values} from users")
+      for about, values in (
+          ("workspace_name", "'', null"), ("workspace_id", "'w', repeat('x', 301)"))),
+    ("integration_secrets", "name", INTEGRATED + "insert into integration_secrets "
+     "(integration_id, name, value) select id, 'key', 'x' from i"),
+    *(("resources", about, INTEGRATED + "insert into resources (integration_id, id, name, type, "
+       f"default_branch) select id, {values} from i")
+      for about, values in (
+          ("id", "'', 'n', 't', null"), ("name", "'r', '', 't', null"),
+          ("type", "'r', 'n', '', null"), ("default_branch", "'r', 'n', 't', ''"))),
+    ("hook_deliveries", "delivery_id", INTEGRATED + "insert into hook_deliveries "
+     "(integration_id, delivery_id) select id, '' from i"),
     *((table, "status", LOST.format(table, ROW.replace("}", ', "status": "lost"}')))
       for table in ("handoffs", "insights")),
 ]  # fmt: skip

@@ -1,0 +1,1 @@
+"""What each source sends, as events: one pure function a source."""
