@@ -702,6 +702,47 @@ create table if not exists integration_secrets (
 create unique index if not exists integration_secrets_current
   on integration_secrets (integration_id, name) where expires_at is null;
 
+-- The values of a secret that are good now, the newest first.
+create or replace function live_secrets(p_integration_id uuid, p_name text) returns bytea[]
+language sql stable as $$
+  select coalesce(array_agg(value order by expires_at is null desc, id desc), '{}')
+  from integration_secrets
+  where integration_id = p_integration_id and name = p_name
+    and (expires_at is null or expires_at > baton_now())
+$$;
+
+-- What is needed to verify a delivery; `secrets` are to be decrypted.
+create or replace function read_integration(
+  p_integration_id uuid,
+  out id uuid, out source text, out enabled boolean, out settings jsonb, out secrets bytea[]
+) returns setof record
+language sql stable as $$
+  select i.id, i.source, i.enabled, i.settings, live_secrets(i.id, 'signing')
+  from integrations i
+  where i.id = p_integration_id
+$$;
+
+-- What the source is called with, to be decrypted; null: there is no token.
+create or replace function read_integration_token(p_integration_id uuid) returns bytea
+language sql stable as $$
+  select (live_secrets(p_integration_id, 'token'))[1]
+$$;
+
+-- Keep the secret that the source made, if the integration has none yet: whoever comes later with
+-- another one is not the source. Answers whether it was kept.
+create or replace function keep_first_secret(p_integration_id uuid, p_value bytea) returns boolean
+language plpgsql as $$
+begin
+  perform from integrations where id = p_integration_id and enabled for update;
+  if not found or live_secrets(p_integration_id, 'signing') <> '{}' then
+    return false;
+  end if;
+  insert into integration_secrets (integration_id, name, value)
+  values (p_integration_id, 'signing', p_value);
+  return true;
+end
+$$;
+
 create table if not exists resources (
   integration_id uuid not null references integrations on delete cascade,
   id text not null check (length(id) between 1 and 300),  -- events.resource
@@ -5469,6 +5510,8 @@ select let_call('baton_api',
   'submit_job', 'cancel_job', 'retry_job', 'delete_job',
   'create_webhook', 'update_webhook', 'delete_webhook', 'rotate_webhook_secret',
   'read_webhook_secret', 'attempts_of', 'replay_webhook');
+select let_call('baton_api, baton_worker',
+  'read_integration', 'read_integration_token', 'keep_first_secret');
 
 -- The workers. Procrastinate's own statements write the tickets.
 grant select, insert, update, delete on

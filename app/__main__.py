@@ -18,6 +18,7 @@ from setproctitle import setproctitle
 
 from app import __version__, demo, logs, operator, tracing
 from app.background import stop_with_parent
+from app.cipher import make_key_file
 from app.connector import TRANSIENT
 from app.db import AHEAD, DatabaseError, applied_version, current_version, schema_fault
 from app.embedded import EmbeddedPostgres, EmbeddedUnavailable
@@ -42,6 +43,7 @@ def cli(context: click.Context) -> None:
 for command in (
     operator.key,
     operator.project,
+    operator.integration,
     operator.import_group,
     operator.psql,
     operator.pg_dump,
@@ -190,12 +192,23 @@ def _database_to_run_on(settings: Settings) -> Iterator[tuple[str, EmbeddedPostg
     server = EmbeddedPostgres(settings.data_dir)
     try:
         with _alone(settings.data_dir):
+            _make_keys(settings)
             try:
                 yield server.start(), server
             finally:
                 server.stop()
     except EmbeddedUnavailable as error:
         raise Fault(str(error)) from None
+
+
+def _make_keys(settings: Settings) -> None:
+    """The key of the embedded database's secrets lies beside it, unless the environment has one."""
+    if settings.secret_keys:
+        return
+    try:
+        make_key_file(settings.data_dir)
+    except OSError as error:
+        raise Fault(f"BATON_DATA_DIR: {error.filename}: {error.strerror}") from None
 
 
 @contextmanager

@@ -21,6 +21,7 @@ _DSN = rf"postgres(?:ql)?://(?:[^/?#]*@)?{_HOST}(?:,{_HOST})*(?:[/?].*)?"
 _PROVIDER = r"extractive|openai|anthropic|[A-Za-z_][\w.]*:[A-Za-z_]\w*"
 _URL = r"https?://[^\s/?#@]+(?:/[^\s?#]*)?"
 _KEY = r"[\x21-\x7e]+"
+SECRET_KEY = r"[A-Za-z0-9_-]{43}="  # 32 bytes for app/cipher.py
 _ADDRESS = r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})"
 
 # BATON_MODEL_<KIND>: the job kinds, and short words for three of them.
@@ -74,6 +75,8 @@ class Settings:
     attempt_timeout: float = 110.0  # seconds; clients are told to wait 120
     limits: Limits = Limits()
     log: str = "json"
+    public_url: str | None = None  # where sources reach this API; None: where it listens
+    secret_keys: tuple[str, ...] = field(default=(), repr=False)  # see app/cipher.py
     webhook_allow: tuple[Network, ...] = ()  # may get webhooks although they are not public
     metrics: Address | None = None  # of the API; None: where it answers everything else
     worker_metrics: Address | None = None  # None: the worker listens nowhere
@@ -151,6 +154,11 @@ class Settings:
                 "text or json",
                 "text|json",
             ),
+            public_url=(
+                private("BATON_PUBLIC_URL", "http://host/path or https://…", _URL) or ""
+            ).rstrip("/")
+            or None,
+            secret_keys=_secret_keys(env.get("BATON_SECRET_KEYS", ""), faults),
             webhook_allow=networks("BATON_WEBHOOK_ALLOW"),
             metrics=_address(env, "BATON_METRICS", faults),
             worker_metrics=_address(env, "BATON_WORKER_METRICS", faults),
@@ -198,6 +206,19 @@ def _address(env: Mapping[str, str], name: str, faults: list[str]) -> Address | 
     if raw:
         faults.append(f"{name}: must be HOST:PORT such as 127.0.0.1:9464, not {raw!r}")
     return None
+
+
+def _secret_keys(text: str, faults: list[str]) -> tuple[str, ...]:
+    """The keys in their order; which of them is wrong is told by its place."""
+    keys = tuple(filter(None, map(str.strip, text.split(","))))
+    for place, key in enumerate(keys, 1):
+        if not re.fullmatch(SECRET_KEY, key):
+            faults.append(
+                f"BATON_SECRET_KEYS: must be keys as `baton integration new-key` prints them,"
+                f" parted by commas; number {place} is none"
+            )
+            return ()
+    return keys
 
 
 def _require_key(settings: Settings, faults: list[str]) -> None:

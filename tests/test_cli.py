@@ -293,6 +293,12 @@ def test_projects_are_made_and_listed(running: Running) -> None:
     assert re.search(rf"^{made}  web-shop +owner@localhost +Web Shop$", listed, re.MULTILINE)
 
 
+def test_the_embedded_database_has_a_key_for_secrets_beside_it(running: Running) -> None:
+    made = (running.data_dir / "secret_keys").read_text().strip()
+    printed = baton("integration", "new-key").stdout.strip()
+    assert len(made) == len(printed) == 44 and made != printed
+
+
 def test_the_doctor_finds_a_healthy_installation_healthy(running: Running) -> None:
     done = baton("doctor", **running.env)
     assert done.returncode == 0, done.stdout

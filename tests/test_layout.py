@@ -7,7 +7,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 LISTED = """
-app.logs app.settings app.metrics app.tracing app.background app.connector app.embedded app.schemas
+app.logs app.settings app.cipher app.metrics app.tracing app.background app.connector app.embedded
+app.schemas
 app.history app.db app.migration app.queue app.sweeper app.retention app.errors app.wire app.guard
 app.exporter app.limits app.auth app.waits app.events app.jobs app.stream app.resources app.webhooks
 app.openapi app.docs app.static app.main
@@ -27,6 +28,7 @@ ORDER = LISTED.split()
 SHARED = {  # all that tasks/ may see of app/
     "app.logs",
     "app.settings",
+    "app.cipher",
     "app.metrics",
     "app.tracing",
     "app.exporter",

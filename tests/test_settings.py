@@ -8,6 +8,7 @@ import pytest
 from app.settings import NO_LIMITS, ConfigurationError, Limits, Settings
 
 SECRET = "hunter2-in-a-url"
+KEYS = ("A" * 43 + "=", "b" * 43 + "=")
 
 
 def test_an_empty_environment_gives_the_documented_defaults() -> None:
@@ -39,6 +40,8 @@ def test_every_variable_is_read() -> None:
             "BATON_ATTEMPT_TIMEOUT": "30",
             "BATON_LIMITS": "default=5, poll=50,generate=0,waits=3,pending=7",
             "BATON_LOG": "text",
+            "BATON_PUBLIC_URL": "https://baton.example/team/",
+            "BATON_SECRET_KEYS": f"{KEYS[0]}, {KEYS[1]}",
             "BATON_WEBHOOK_ALLOW": "10.0.0.0/8, fd12::/16,192.168.1.5",
             "BATON_METRICS": "0.0.0.0:9464",
             "BATON_WORKER_METRICS": "[::1]:9465",
@@ -61,6 +64,8 @@ def test_every_variable_is_read() -> None:
         attempt_timeout=30,
         limits=Limits(default=5, poll=50, generate=0, waits=3, pending=7),
         log="text",
+        public_url="https://baton.example/team",
+        secret_keys=KEYS,
         webhook_allow=tuple(map(ip_network, ("10.0.0.0/8", "fd12::/16", "192.168.1.5/32"))),
         metrics=("0.0.0.0", 9464),
         worker_metrics=("::1", 9465),
@@ -87,6 +92,8 @@ def test_all_faults_are_reported_together_and_name_their_variables() -> None:
         "BATON_ATTEMPT_TIMEOUT": "1.5",
         "BATON_LIMITS": "default=many",
         "BATON_LOG": "xml",
+        "BATON_PUBLIC_URL": f"https://user:{SECRET}@baton.example",
+        "BATON_SECRET_KEYS": f"{KEYS[0]},{SECRET}",
         "BATON_WEBHOOK_ALLOW": "10.0.0.0/8,10.0.0.1/8,localhost",
     }
     with pytest.raises(ConfigurationError) as caught:
@@ -120,9 +127,10 @@ def test_a_password_appears_neither_in_the_repr_nor_in_a_fault() -> None:
             "DATABASE_URL": f"postgresql://baton:{SECRET}@db/baton",
             "OPENAI_API_KEY": SECRET,
             "ANTHROPIC_API_KEY": SECRET,
+            "BATON_SECRET_KEYS": KEYS[1],
         }
     )
-    assert SECRET not in repr(settings)
+    assert SECRET not in repr(settings) and KEYS[1] not in repr(settings)
     with pytest.raises(ConfigurationError) as caught:
         Settings.from_env({"DATABASE_URL": f"mysql://baton:{SECRET}@db/baton"})
     assert SECRET not in str(caught.value)
