@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 LISTED = """
 app.logs app.settings app.cipher app.metrics app.tracing app.background app.connector app.embedded
-app.schemas
+app.schemas app.sources
 app.history app.db app.migration app.queue app.sweeper app.retention app.errors app.wire app.guard
 app.exporter app.limits app.auth app.waits app.events app.jobs app.stream app.resources app.webhooks
 app.openapi app.docs app.static app.main
@@ -39,6 +39,7 @@ SHARED = {  # all that tasks/ may see of app/
     "app.sweeper",
     "app.retention",
     "app.schemas",
+    "app.sources",
 }
 SIBLINGS = {
     "app.events",
