@@ -47,6 +47,7 @@ CLOSING = set_of(
     "released shipped wontfix duplicate succeeded"
 )
 TALKING = set_of("comment commented review reviewed message reply thread discussion")
+ASKING = set_of("requested ready")  # a review, which is then still to come
 TICKETS = set_of("issue ticket task bug story card epic")
 URGENCY = {"urgent": 3, "critical": 3, "blocker": 3, "highest": 3, "p0": 3, "fatal": 3, "1": 3,
            "high": 2, "p1": 2, "error": 2, "major": 2, "2": 2}  # fmt: skip
@@ -129,7 +130,7 @@ def role_of(event: Event, metadata: Mapping[str, object]) -> tuple[str, str]:
     state = "closed" if closed else "open" if opened or isinstance(status, str) else ""
     if spoken & {"tag", "release", "tagged", "released"}:
         return "release", ""
-    if spoken & TALKING:
+    if spoken & TALKING and not spoken & ASKING:
         return "chat", ""
     if spoken & {"incident", "alert"} or event.source in INCIDENT_SOURCES:
         return "incident", state or "open"

@@ -15,7 +15,9 @@ app.openapi app.docs app.static app.main
 app.client app.mcp_server app.supervisor app.terminal app.operator app.demo
 tasks.sources.event
 tasks.outcomes tasks.breaker tasks.calls tasks.context
-tasks.lines tasks.references tasks.paths tasks.kinds tasks.cues tasks.signals tasks.statements
+tasks.lines tasks.sources.forge tasks.sources.github tasks.sources.gitlab tasks.sources.bitbucket
+tasks.sources.circleci tasks.sources.buildkite tasks.sources.vercel
+tasks.references tasks.paths tasks.kinds tasks.cues tasks.signals tasks.statements
 tasks.changes tasks.reading tasks.passages tasks.areas
 tasks.handoff tasks.notes tasks.onboarding tasks.architecture tasks.correlation tasks.extractive
 tasks.selection tasks.tokens tasks.briefs

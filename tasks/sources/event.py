@@ -13,6 +13,7 @@ from typing import Any
 from app.schemas import CONTENT_MAX, NAME_MAX, TITLE_MAX, URL_MAX, rfc3339
 
 TYPE_MAX = 64  # characters of the type of a resource
+YEARS = (1970, 2200)  # the first and the last that an event may be of
 CUT = "…"
 _SPACES = re.compile(r"\s+")
 
@@ -107,14 +108,20 @@ def url(value: object) -> str | None:
 
 
 def moment(value: object) -> datetime | None:
-    """A time as sources write it: RFC 3339, or seconds or milliseconds since 1970. None if none."""
-    if isinstance(value, datetime):
-        return value if value.tzinfo else value.replace(tzinfo=UTC)
+    """A time as sources write it: RFC 3339, with a space before `UTC` or the offset, or seconds or
+    milliseconds since 1970. None if it is none, or one that no event can have."""
     try:
-        if isinstance(value, str) and not re.fullmatch(r"\d+(\.\d+)?", value):
-            found = datetime.fromisoformat(value.strip())
-            return found if found.tzinfo else found.replace(tzinfo=UTC)
-        seconds = float(value)  # type: ignore[arg-type]  # what is no number raises
-        return datetime.fromtimestamp(seconds / 1000 if seconds > 1e11 else seconds, UTC)
+        found = _moment(value)
+        return found if YEARS[0] <= found.astimezone(UTC).year <= YEARS[1] else None
     except (TypeError, ValueError, OverflowError, OSError):
         return None
+
+
+def _moment(value: object) -> datetime:
+    if isinstance(value, str) and not re.fullmatch(r"\d+(\.\d+)?", value):
+        spaced = value.strip().removesuffix("UTC").rstrip()
+        value = datetime.fromisoformat(re.sub(r"\s(?=[+-]\d\d:?\d\d$)", "", spaced))
+    if isinstance(value, datetime):
+        return value if value.tzinfo else value.replace(tzinfo=UTC)
+    seconds = float(value)  # type: ignore[arg-type]  # what is no number raises
+    return datetime.fromtimestamp(seconds / 1000 if seconds > 1e11 else seconds, UTC)
