@@ -19,7 +19,9 @@
 --   event_facets     the distinct values that events hold, so that filters need no scan of events
 --   integrations, integration_secrets   what sends activity by itself, and what it proves that with
 --   resources        the repositories, channels and boards of an integration: which project each is of
---   hook_deliveries  what an integration has sent, once each, as it came, until it is mapped
+--   hook_deliveries  what an integration has sent, once each
+--   waiting_deliveries   those of them that are not mapped yet, as they came
+--   hook_counts      how much was sent and refused lately, by integration
 --   untracked_events events of resources that no project has yet
 --   jobs             the truth about a request for an artifact; one row from 202 to the end
 --   job_events       the log of a job: one row per change that a client can see, seq is jobs.rev
@@ -711,17 +713,6 @@ language sql stable as $$
     and (expires_at is null or expires_at > baton_now())
 $$;
 
--- What is needed to verify a delivery; `secrets` are to be decrypted.
-create or replace function read_integration(
-  p_integration_id uuid,
-  out id uuid, out source text, out enabled boolean, out settings jsonb, out secrets bytea[]
-) returns setof record
-language sql stable as $$
-  select i.id, i.source, i.enabled, i.settings, live_secrets(i.id, 'signing')
-  from integrations i
-  where i.id = p_integration_id
-$$;
-
 -- What the source is called with, to be decrypted; null: there is no token.
 create or replace function read_integration_token(p_integration_id uuid) returns bytea
 language sql stable as $$
@@ -756,19 +747,41 @@ create table if not exists resources (
 );
 create index if not exists resources_project on resources (project_id);
 
--- The body is there as long as it is to be mapped, the rest as long as the source may send it again.
+-- What has been sent, as long as the source may send it again.
 create table if not exists hook_deliveries (
   integration_id uuid not null references integrations on delete cascade,
   delivery_id text not null check (length(delivery_id) between 1 and 300),
-  id uuid not null default uuidv7(),
-  headers jsonb not null default '{}',  -- those that say what the body is; lower-case names
-  body bytea,  -- null: it has been mapped
   received_at timestamptz not null default baton_now(),
-  mapped_at timestamptz,
+  error text,  -- why it became no event; null: it did, or waits
   primary key (integration_id, delivery_id)
 );
-create index if not exists hook_deliveries_waiting on hook_deliveries (integration_id, id)
-  where mapped_at is null;
+create index if not exists hook_deliveries_age on hook_deliveries (received_at);
+create index if not exists hook_deliveries_failed on hook_deliveries (integration_id, received_at)
+  where error is not null;
+
+-- Those that are to be mapped, as they came. Apart from hook_deliveries, so that what stays is small
+-- and is never written again, and what passes through leaves nothing behind.
+create table if not exists waiting_deliveries (
+  integration_id uuid not null references integrations on delete cascade,
+  seq bigint generated always as identity,
+  delivery_id text not null,
+  headers jsonb not null,  -- those that say what the body is; lower-case names
+  body bytea not null,
+  size int not null,  -- bytes of the body
+  received_at timestamptz not null default baton_now(),
+  primary key (integration_id, seq) include (size, received_at)
+);
+
+-- How many there were of each kind in an hour, of the last two days: what API processes add up.
+create table if not exists hook_counts (
+  integration_id uuid not null references integrations on delete cascade,
+  result text not null check (result in (
+    'accepted', 'duplicate', 'unverified', 'malformed', 'too_large', 'full')),
+  hour timestamptz not null,
+  count bigint not null,
+  last_at timestamptz not null,
+  primary key (integration_id, result, hour)
+);
 
 create table if not exists untracked_events (
   id uuid primary key default uuidv7(),
@@ -783,6 +796,245 @@ create unique index if not exists untracked_events_external
   on untracked_events (integration_id, external_id) where external_id is not null;
 create index if not exists untracked_events_resource
   on untracked_events (integration_id, resource_id, id);
+
+-- What the API has to know of integrations to take what they send: of those that are there and enabled,
+-- with the secrets that are good, the newest first, and how much of theirs waits, counted up to p_most
+-- deliveries.
+create or replace function hook_integrations(p_ids uuid[], p_most int) returns table (
+  id uuid, source text, secrets bytea[], waiting int, waiting_bytes bigint
+) language sql stable as $$
+  select i.id, i.source, live_secrets(i.id, 'signing'), w.waiting, w.bytes
+  from integrations i
+  cross join lateral (
+    select count(*)::int as waiting, coalesce(sum(size), 0)::bigint as bytes
+    from (select size from waiting_deliveries d where d.integration_id = i.id limit p_most) d
+  ) w
+  where i.id = any (p_ids) and i.enabled
+$$;
+
+-- Store deliveries that have been verified, each once; the arrays have one element each for each.
+-- Answers a word for each: accepted; duplicate; or unknown, when its integration has been deleted or
+-- disabled. Rows are written in the order of their keys, so that two batches cannot deadlock.
+create or replace function store_hook_deliveries(
+  p_integration_ids uuid[], p_delivery_ids text[], p_headers jsonb[], p_bodies bytea[]
+) returns text[]
+language plpgsql as $$
+declare
+  v_known uuid[] := array(
+    select id from integrations where id = any (p_integration_ids) and enabled
+    order by id for key share);
+  v_results text[];
+begin
+  with incoming as (
+    select d.*, row_number() over (partition by integration_id, delivery_id order by n) = 1 as first
+    from unnest(p_integration_ids, p_delivery_ids) with ordinality d (integration_id, delivery_id, n)
+  ),
+  stored as (
+    insert into hook_deliveries (integration_id, delivery_id)
+    select integration_id, delivery_id
+    from incoming
+    where first and integration_id = any (v_known)
+    order by integration_id, delivery_id
+    on conflict do nothing
+    returning integration_id, delivery_id
+  ),
+  fresh as (
+    select n, integration_id, delivery_id
+    from incoming join stored using (integration_id, delivery_id)
+    where first
+  ),
+  waiting as (
+    insert into waiting_deliveries (integration_id, delivery_id, headers, body, size)
+    select integration_id, delivery_id, p_headers[n], p_bodies[n], octet_length(p_bodies[n])
+    from fresh
+    order by n
+  )
+  select array_agg(
+    case
+      when f.n is not null then 'accepted'
+      when i.integration_id = any (v_known) then 'duplicate'
+      else 'unknown'
+    end
+    order by i.n)
+  into v_results
+  from incoming i
+  left join fresh f on f.n = i.n;
+  return v_results;
+end
+$$;
+
+-- Add up what API processes have counted; the arrays have one element each for each.
+create or replace function count_hooks(p_integration_ids uuid[], p_results text[], p_counts bigint[])
+returns void
+language sql as $$
+  insert into hook_counts (integration_id, result, hour, count, last_at)
+  select i.id, c.result, date_trunc('hour', baton_now()), c.count, baton_now()
+  from unnest(p_integration_ids, p_results, p_counts) as c (integration_id, result, count)
+  join integrations i on i.id = c.integration_id
+  order by 1, 2
+  on conflict (integration_id, result, hour) do update
+  set count = hook_counts.count + excluded.count, last_at = excluded.last_at;
+  delete from hook_counts
+  where integration_id = any (p_integration_ids) and hour < baton_now() - interval '2 days';
+$$;
+
+-- The integrations with deliveries that wait, at most p_limit, beginning after one of them: from one
+-- to the next by the index, so that the many of one are not in the way of the others. None in
+-- a database that is held.
+create or replace function waiting_integrations(p_after uuid, p_limit int) returns setof uuid
+language plpgsql stable as $$
+begin
+  if hold_reason() is not null then
+    return;
+  end if;
+  return query
+  with recursive waiting (id, n) as (
+    (select integration_id, 1 from waiting_deliveries
+     where integration_id > p_after order by integration_id limit 1)
+    union all
+    select
+      (select d.integration_id from waiting_deliveries d
+       where d.integration_id > w.id order by d.integration_id limit 1),
+      w.n + 1
+    from waiting w
+    where w.id is not null and w.n < p_limit
+  )
+  select id from waiting where id is not null;
+end
+$$;
+
+-- The oldest deliveries of an integration that wait: at most p_limit, and no more than p_bytes but for
+-- the first. Until the end of the transaction no other worker gets any of this integration, so that
+-- they are mapped in order.
+create or replace function take_deliveries(p_integration_id uuid, p_limit int, p_bytes bigint)
+returns table (
+  seq bigint, delivery_id text, source text, headers jsonb, body bytea, received_at timestamptz
+) language plpgsql as $$
+#variable_conflict use_column
+begin
+  if hold_reason() is not null
+    or not pg_try_advisory_xact_lock(hashtextextended('baton intake ' || p_integration_id, 0)) then
+    return;
+  end if;
+  return query
+  select d.seq, d.delivery_id, i.source, d.headers, d.body, d.received_at
+  from (
+    select seq, sum(size) over (order by seq) - size as before
+    from (
+      select seq, size from waiting_deliveries
+      where integration_id = p_integration_id order by seq limit p_limit
+    ) oldest
+  ) bounded
+  join waiting_deliveries d on d.integration_id = p_integration_id and d.seq = bounded.seq
+  join integrations i on i.id = d.integration_id
+  where before = 0 or before + d.size <= p_bytes
+  order by d.seq;
+end
+$$;
+
+-- Store what a mapping made of an integration's deliveries: SourceEvent.row of tasks/sources/event.py,
+-- of which `in` says what it happened in. A resource that is new belongs to the integration's project,
+-- if that has one. Events of a resource with a project are stored there; the others wait. Answers how
+-- many were new. The rows of resources are locked until the end, so that none of their events can be
+-- missed by who gives one to a project.
+create or replace function store_source_events(p_integration_id uuid, p_events jsonb) returns int
+language plpgsql as $$
+declare
+  v_integration integrations;
+  v_events jsonb := p_events;
+  v_stored int := 0;
+  v_project record;
+  v_new int;
+begin
+  select * into v_integration from integrations where id = p_integration_id for key share;
+  if not found or jsonb_array_length(p_events) = 0 then
+    return 0;
+  end if;
+
+  -- What happened in nothing in particular happened in the workspace.
+  if jsonb_path_exists(p_events, '$[*] ? (@.in == null)') then
+    select jsonb_agg(
+      case when jsonb_typeof(e -> 'in') = 'object' then e
+      else e || jsonb_build_object('resource', w.id, 'in', jsonb_build_object(
+        'id', w.id, 'name', v_integration.workspace_name, 'type', 'workspace'))
+      end order by n)
+    into v_events
+    from jsonb_array_elements(p_events) with ordinality a (e, n)
+    cross join (select coalesce(nullif(v_integration.workspace_id, ''), v_integration.source)) w (id);
+  end if;
+
+  insert into resources as r (integration_id, id, name, type, project_id, default_branch)
+  select distinct on (e #>> '{in,id}')
+    v_integration.id, e #>> '{in,id}', e #>> '{in,name}', e #>> '{in,type}', v_integration.project_id,
+    e #>> '{in,default_branch}'
+  from jsonb_array_elements(v_events) with ordinality a (e, n)
+  order by e #>> '{in,id}', n desc
+  on conflict (integration_id, id) do update
+  set name = excluded.name, type = excluded.type, last_event_at = excluded.last_event_at,
+    default_branch = coalesce(excluded.default_branch, r.default_branch)
+  -- Not for every batch: what is busy would be written many times a second.
+  where r.last_event_at < excluded.last_event_at - interval '10 seconds'
+    or (r.name, r.type) <> (excluded.name, excluded.type)
+    or r.default_branch is distinct from coalesce(excluded.default_branch, r.default_branch);
+  perform from resources
+  where integration_id = v_integration.id
+    and id in (select e #>> '{in,id}' from jsonb_array_elements(v_events) a (e))
+  order by id
+  for share;
+
+  for v_project in
+    select r.project_id, jsonb_agg(e - 'in' order by n) as events
+    from jsonb_array_elements(v_events) with ordinality a (e, n)
+    join resources r on r.integration_id = v_integration.id and r.id = e #>> '{in,id}'
+    where r.project_id is not null
+    group by r.project_id
+    order by r.project_id
+  loop
+    v_stored := v_stored + store_events(
+      v_integration.user_id, v_project.project_id, v_project.events);
+  end loop;
+
+  insert into untracked_events (integration_id, resource_id, external_id, event)
+  select v_integration.id, r.id, e ->> 'external_id', e - 'in'
+  from jsonb_array_elements(v_events) with ordinality a (e, n)
+  join resources r on r.integration_id = v_integration.id and r.id = e #>> '{in,id}'
+  where r.project_id is null
+  order by e ->> 'external_id', n
+  on conflict (integration_id, external_id) where external_id is not null do nothing;
+  get diagnostics v_new = row_count;
+  return v_stored + v_new;
+end
+$$;
+
+-- Store the events of deliveries and wait for these no more. With p_error they have become none, and
+-- it says why. Answers null, or, when the database refuses the events, the SQLSTATE of why: then
+-- nothing has happened. What passes by itself is no fault of a delivery, and is raised.
+create or replace function end_deliveries(
+  p_integration_id uuid, p_seqs bigint[], p_events jsonb, p_error text
+) returns text
+language plpgsql as $$
+declare
+  v_ids text[];
+begin
+  perform store_source_events(p_integration_id, p_events);
+  with gone as (
+    delete from waiting_deliveries
+    where integration_id = p_integration_id and seq = any (p_seqs)
+    returning delivery_id
+  )
+  select array_agg(delivery_id) into v_ids from gone;
+  if p_error is not null then
+    update hook_deliveries set error = left(p_error, 300)
+    where integration_id = p_integration_id and delivery_id = any (v_ids);
+  end if;
+  return null;
+exception when others then
+  if left(sqlstate, 2) in ('40', '53', '55', '57', '58', 'XX') then
+    raise;
+  end if;
+  return sqlstate;
+end
+$$;
 
 -- --- Restored copies ----------------------------------------------------------------------
 --
@@ -984,7 +1236,9 @@ insert into retention (name, keep, least) values
   ('webhook_deliveries', '30 days', '1 day'),
   ('deleted_jobs', '30 days', '1 day'),
   ('idempotency_keys', '2 days', '2 days'),
-  ('audit', '400 days', '90 days')
+  ('audit', '400 days', '90 days'),
+  ('hook_deliveries', '30 days', '7 days'),  -- so long a source may send something again
+  ('untracked_events', '30 days', '14 days')  -- as for events
 on conflict do nothing;
 
 -- What a client that follows a job is told, in order and without gaps: two changes of a job wait for
@@ -4187,10 +4441,12 @@ create or replace function remove_old(
 ) language plpgsql as $$
 declare
   v_id uuid := uuid_at(p_before);
-  v_from uuid := case when p_name in ('jobs', 'handoffs', 'insights', 'events', 'charges')
+  v_from uuid := case
+    when p_name in ('jobs', 'handoffs', 'insights', 'events', 'charges', 'untracked_events')
     then coalesce(p_from, '00000000-0000-0000-0000-000000000000')::uuid end;
   v_from_time timestamptz := case
-    when p_name in ('provider_calls', 'deleted_jobs', 'idempotency_keys', 'audit')
+    when p_name in (
+      'provider_calls', 'deleted_jobs', 'idempotency_keys', 'audit', 'hook_deliveries')
     then coalesce(p_from, '-infinity')::timestamptz end;
   v_ids uuid[];
   v_rows tid[];
@@ -4291,6 +4547,23 @@ begin
       order by at limit p_limit for update skip locked);
     with gone as (delete from ops.audit where ctid = any (v_rows) returning at)
     select count(*), max(at) into removed, reached from gone;
+  when 'hook_deliveries' then  -- one that waits to be mapped stays
+    v_rows := array(
+      select ctid from hook_deliveries h
+      where received_at >= v_from_time and received_at < p_before
+        and not exists (
+          select from waiting_deliveries w
+          where w.integration_id = h.integration_id and w.delivery_id = h.delivery_id)
+      order by received_at limit p_limit for update skip locked);
+    with gone as (delete from hook_deliveries where ctid = any (v_rows) returning received_at)
+    select count(*), max(received_at) into removed, reached from gone;
+  when 'untracked_events' then
+    v_ids := array(
+      select id from untracked_events
+      where id >= v_from and id < v_id and created_at < p_before
+      order by id limit p_limit for update skip locked);
+    delete from untracked_events where id = any (v_ids);
+    reached := v_ids[p_limit];
   end case;
   removed := coalesce(removed, cardinality(v_ids));
   if removed < p_limit then
@@ -4428,6 +4701,8 @@ select
     when 'deleted_jobs' then (select min(deleted_at) from deleted_jobs)
     when 'idempotency_keys' then (select min(created_at) from idempotency_keys)
     when 'audit' then (select min(at) from ops.audit)
+    when 'hook_deliveries' then (select min(received_at) from hook_deliveries)
+    when 'untracked_events' then (select created_at from untracked_events order by id limit 1)
   end as oldest,
   r.removed, r.done_at, r.reached is not null as running, r.error,
   r.keep is not null and r.done_at < baton_now() - interval '1 day' as behind
@@ -4461,6 +4736,9 @@ alter table idempotency_keys set (autovacuum_vacuum_scale_factor = 0.05);
 alter table handoffs set (autovacuum_vacuum_scale_factor = 0.05);
 alter table events set (autovacuum_vacuum_scale_factor = 0.05);
 alter table provider_calls set (autovacuum_vacuum_scale_factor = 0.05);
+alter table waiting_deliveries set (
+  autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000,
+  autovacuum_vacuum_cost_delay = 0);
 
 -- --- ops: see -----------------------------------------------------------------------------
 --
@@ -5509,9 +5787,10 @@ select let_call('baton_api',
   'check_states', 'admit', 'revoked_keys', 'take_wait_slot', 'keep_wait_slots', 'assert_project', 'ingest_events',
   'submit_job', 'cancel_job', 'retry_job', 'delete_job',
   'create_webhook', 'update_webhook', 'delete_webhook', 'rotate_webhook_secret',
-  'read_webhook_secret', 'attempts_of', 'replay_webhook');
+  'read_webhook_secret', 'attempts_of', 'replay_webhook',
+  'hook_integrations', 'store_hook_deliveries', 'count_hooks');
 select let_call('baton_api, baton_worker',
-  'read_integration', 'read_integration_token', 'keep_first_secret');
+  'read_integration_token', 'keep_first_secret');
 
 -- The workers. Procrastinate's own statements write the tickets.
 grant select, insert, update, delete on
@@ -5530,7 +5809,8 @@ select let_call('baton_worker',
   'claim_job', 'renew_leases', 'report_progress', 'record_calls', 'complete_job', 'fail_job',
   'release_job', 'park_job', 'hold_job', 'crash_job', 'unknown_tickets', 'beat', 'stop_worker',
   'apply_retention',
-  'claim_webhooks', 'webhook_attempted', 'release_webhook');
+  'claim_webhooks', 'webhook_attempted', 'release_webhook',
+  'waiting_integrations', 'take_deliveries', 'end_deliveries');
 
 -- A person. Neither digests of keys nor what signs webhooks; all changes are functions of ops.
 grant usage on schema ops to baton_ops;
@@ -5549,7 +5829,8 @@ declare
   v_name regclass;
   v_function regprocedure;
   v_secret constant text[] := '{
-    api_keys.digest, webhook_secrets.secret, integration_secrets.value, hook_deliveries.body}';
+    api_keys.digest, webhook_secrets.secret, integration_secrets.value, waiting_deliveries.headers,
+    waiting_deliveries.body}';
 begin
   -- Procrastinate's functions are called by its own code.
   for v_function in

@@ -31,6 +31,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app import (
     errors,
     events,
+    hooks,
     jobs,
     limits,
     metrics,
@@ -42,6 +43,7 @@ from app import (
 )
 from app.auth import authenticate
 from app.background import background, watch_loop
+from app.cipher import Cipher
 from app.db import applied_version, open_database, schema_fault
 from app.docs import page
 from app.exporter import Exporter, listening
@@ -427,14 +429,21 @@ def create_app(settings: Settings) -> Starlette:
             app.state.reads = jobs.reads(database)
             app.state.hub = hub
             app.state.wait_slots = slots
+            app.state.intake = intake = hooks.Intake(database, bell, Cipher.from_settings(settings))
             stop_waiting = _stop_waiting(app.state.stopping, hub)
-            async with background(hub.run()), background(stop_waiting):
+            async with (
+                background(hub.run()),
+                background(intake.run()),
+                background(stop_waiting),
+            ):
                 yield
 
     app = Starlette(
         routes=[
             *_routes(),
             *page_routes(),
+            # What sources send is their own shape, and no client's: docs/integrations.md.
+            Route("/hooks/{integration_id}", hooks.receive_delivery, methods=["POST"]),
             Route("/openapi.json", openapi_json),
             Route("/docs", docs),
             *([] if settings.metrics else [Route("/metrics", scrape)]),

@@ -49,6 +49,7 @@ class Words:
 
 MODELS = Words(50)  # a server may call its model anything
 OUTCOMES = Words(50)  # of calls: a provider of the operator's own may use any word
+SOURCES = Words(100)  # an operator may add some
 
 SHORT = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)  # seconds
 LONG = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300)
@@ -137,6 +138,13 @@ requests_open = Gauge(
 requests_held = Gauge(
     "baton_http_requests_held",
     "Requests of them that are held open until a job changes.",
+    registry=API,
+)
+hook_deliveries = Counter(
+    "baton_hook_deliveries_total",
+    "Requests of integrations; result is accepted, duplicate, or why it was refused: unverified, "
+    "malformed, too_large or full.",
+    ["source", "result"],
     registry=API,
 )
 database_up = Gauge(
@@ -269,5 +277,18 @@ webhook_seconds = Histogram(
     "baton_webhook_duration_seconds",
     "An attempt to deliver a webhook.",
     buckets=SHORT,
+    registry=WORKER,
+)
+mapped = Counter(
+    "baton_hook_deliveries_mapped_total",
+    "Deliveries of integrations that became events; result is ok, generic when the mapping or the "
+    "database would not have it otherwise, or failed.",
+    ["source", "result"],
+    registry=WORKER,
+)
+mapped_seconds = Histogram(
+    "baton_hook_delivery_wait_seconds",
+    "From the arrival of a delivery of an integration to its events.",
+    buckets=DAY,
     registry=WORKER,
 )

@@ -745,3 +745,31 @@ from procrastinate_workers;
 -- name: failing_checks
 -- What ops.health is not content with.
 select name, value, threshold, unit, detail, meaning, advice from ops.checks where not ok;
+
+-- name: hook_integrations
+-- $1 ids, $2 how many of each that wait are counted. Of those that are there and enabled.
+select id, source, secrets, waiting, waiting_bytes from hook_integrations($1, $2);
+
+-- name: store_hook_deliveries
+-- $1 integration ids, $2 delivery ids, $3 headers, $4 bodies. A word for each.
+select store_hook_deliveries($1, $2, $3, $4);
+
+-- name: keep_first_secret
+-- $1 integration id, $2 encrypted secret. False: it has one.
+select keep_first_secret($1, $2);
+
+-- name: count_hooks
+-- $1 integration ids, $2 results, $3 counts.
+select count_hooks($1, $2, $3);
+
+-- name: waiting_integrations
+-- $1 the id after which to begin, $2 limit.
+select id from waiting_integrations($1, $2) as id;
+
+-- name: take_deliveries
+-- $1 integration id, $2 limit, $3 bytes. They wait until end_deliveries in the same transaction.
+select seq, delivery_id, source, headers, body, received_at from take_deliveries($1, $2, $3);
+
+-- name: end_deliveries
+-- $1 integration id, $2 seqs, $3 events, $4 why they become none. Null, or a SQLSTATE: not done.
+select end_deliveries($1, $2, $3, $4);

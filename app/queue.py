@@ -26,6 +26,7 @@ QUEUE = "jobs"  # at most 40 bytes: Procrastinate puts it into the name of a cha
 QUIET = 0.02  # seconds between two notifications of a process; the first one goes at once
 _TICKETS = f"procrastinate_queue_v1#{QUEUE}"
 CHANGES = "baton_jobs"  # the channel of changed jobs; a payload is ids with spaces between them
+DELIVERIES = "baton_hooks"  # the channel of deliveries of sources; a payload says nothing
 _IDS = 200  # in a payload, which PostgreSQL limits to 8000 bytes
 
 
@@ -44,7 +45,8 @@ def make_queue(database: Database, *, retry_for: float = 0.0) -> procrastinate.A
 
 
 class Bell:
-    """Tells the workers that there are tickets, and the API processes which jobs have changed.
+    """Tells the workers that there are tickets or deliveries, and the API processes which jobs have
+    changed.
 
     A NOTIFY inside the storing transaction would hold a lock of the whole cluster through its
     commit. So it is a statement of its own, and a burst rings once per `QUIET`. A ring that gets
@@ -53,7 +55,7 @@ class Bell:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._tickets = False
+        self._tickets = self._deliveries = False
         self._changed: set[str] = set()
         self._wanted = asyncio.Event()
         self._stops: list[int] = []
@@ -61,6 +63,11 @@ class Bell:
     def ring(self) -> None:
         """Say that a ticket has been committed; returns at once."""
         self._tickets = True
+        self._wanted.set()
+
+    def deliver(self) -> None:
+        """Say that a delivery of a source has been committed; returns at once."""
+        self._deliveries = True
         self._wanted.set()
 
     def announce(self, job_id: str) -> None:
@@ -90,7 +97,10 @@ class Bell:
         """What there is to tell: channels and payloads."""
         if self._tickets:
             yield _TICKETS, WAKE_UP
-        self._tickets, changed, self._changed = False, list(self._changed), set()
+        if self._deliveries:
+            yield DELIVERIES, ""
+        self._tickets = self._deliveries = False
+        changed, self._changed = list(self._changed), set()
         stops, self._stops = self._stops, []
         for ticket_id in stops:
             payload = {"type": "abort_job_requested", "job_id": ticket_id}

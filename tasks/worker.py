@@ -30,6 +30,7 @@ from app.sweeper import Sweeper
 from tasks.breaker import Breaker
 from tasks.delivery import Deliverer
 from tasks.executor import Executor
+from tasks.intake import Mapper
 from tasks.outbound import Outbound
 from tasks.providers import Provider, open_provider
 
@@ -361,6 +362,7 @@ async def run_worker(settings: Settings) -> None:
         await stack.enter_async_context(background(apply_retention(database)))
         await stack.enter_async_context(background(executor.renew_forever()))
         await stack.enter_async_context(background(deliverer.run()))
+        await stack.enter_async_context(background(Mapper(database).run()))
         await stack.enter_async_context(background(executor.report_forever()))
         await stack.enter_async_context(background(watch_loop()))
         if settings.worker_metrics:

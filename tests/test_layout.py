@@ -11,7 +11,7 @@ app.logs app.settings app.cipher app.metrics app.tracing app.background app.conn
 app.schemas app.sources
 app.history app.db app.migration app.queue app.sweeper app.retention app.errors app.wire app.guard
 app.exporter app.limits app.auth app.waits app.events app.jobs app.stream app.resources app.webhooks
-app.openapi app.docs app.static app.main
+app.hooks app.openapi app.docs app.static app.main
 app.client app.mcp_server app.supervisor app.terminal app.operator app.demo
 tasks.sources.event
 tasks.outcomes tasks.breaker tasks.calls tasks.context
@@ -23,7 +23,8 @@ tasks.handoff tasks.notes tasks.onboarding tasks.architecture tasks.correlation 
 tasks.selection tasks.tokens tasks.briefs
 tasks.providers tasks.prompts tasks.replies tasks.chat tasks.openai_chat
 tasks.anthropic_chat tasks.drafting tasks.plain tasks.render tasks.generate tasks.isolated
-tasks.executor tasks.outbound tasks.delivery tasks.worker
+tasks.executor tasks.outbound tasks.delivery tasks.mapping tasks.intake
+tasks.worker
 app.__main__
 """
 ORDER = LISTED.split()
@@ -49,6 +50,7 @@ SIBLINGS = {
     "app.stream",
     "app.resources",
     "app.webhooks",
+    "app.hooks",
 }  # never each other
 SQL = re.compile(
     r"\s*(select\s.+\sfrom|insert\s+into|update\s+\w+\s+set|delete\s+from|with\s+\w+\s+as)\s",

@@ -23,7 +23,8 @@ from bench.bloat import ASK, LIVES
 
 NAMES = (
     *("jobs", "handoffs", "insights", "events", "provider_calls", "charges"),
-    *("webhook_deliveries", "deleted_jobs", "idempotency_keys", "audit"),
+    *("webhook_deliveries", "deleted_jobs", "idempotency_keys", "hook_deliveries"),
+    *("untracked_events", "audit"),
 )
 BATCH = "select apply_retention($1)"
 
@@ -91,6 +92,14 @@ async def made(sql: asyncpg.Connection, project: Any, count: int, offset: str = 
             "insert into events (id, user_id, project_id, source, event_type, title, occurred_at) "
             f"select id, user_id, project_id, 'github', 'commit', '-', baton_now() {these}",
             f"insert into ops.audit (what) select 'test' {these}",
+            "insert into integrations (id, source, user_id, workspace_name) select id, 'github', "
+            f"owner_id, name from projects where id = '{project}' on conflict do nothing",
+            "insert into resources (integration_id, id, name, type) "
+            f"values ('{project}', 'r', 'r', 'repository') on conflict do nothing",
+            "insert into hook_deliveries (integration_id, delivery_id) "
+            f"select project_id, id::text {these}",
+            "insert into untracked_events (id, integration_id, resource_id, event) "
+            f"select id, project_id, 'r', '{{}}' {these}",
         ):
             await sql.execute(statement)
     await at(sql, "0")
@@ -265,8 +274,24 @@ async def test_a_batch_begins_where_it_is_told_to(sql: asyncpg.Connection, proje
         [rest] = await sql.fetch(batch.replace(", 2)", ", 100)"), name, first["reached"])
         # The key that was reached is looked at again: others may have the same.
         skipped = left - second["removed"] - rest["removed"]
-        one_time = name in ("provider_calls", "deleted_jobs", "idempotency_keys", "audit")
+        one_time = name in (
+            *("provider_calls", "deleted_jobs", "idempotency_keys", "hook_deliveries", "audit"),
+        )
         assert (first["removed"], skipped) == (2, 0 if one_time else 1), name
+
+
+async def test_a_delivery_that_waits_to_be_mapped_is_remembered_however_old(
+    sql: asyncpg.Connection, project: Any
+) -> None:
+    await made(sql, project, 2, "-40 days")
+    await sql.execute(
+        "insert into waiting_deliveries (integration_id, delivery_id, headers, body, size) "
+        "select integration_id, delivery_id, '{}', '', 0 from hook_deliveries limit 1"
+    )
+    purge = "select removed from ops.purge('30 days', 'hook_deliveries')"
+    assert await sql.fetchval(purge) == 1
+    await sql.execute("delete from waiting_deliveries")
+    assert await sql.fetchval(purge) == 1
 
 
 async def test_all_workers_together_rest_three_times_as_long_as_a_batch_took(

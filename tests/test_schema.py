@@ -217,6 +217,8 @@ REFUSED = [
           ("type", "'r', 'n', '', null"), ("default_branch", "'r', 'n', 't', ''"))),
     ("hook_deliveries", "delivery_id", INTEGRATED + "insert into hook_deliveries "
      "(integration_id, delivery_id) select id, '' from i"),
+    ("hook_counts", "result", INTEGRATED + "insert into hook_counts select id, 'lost', now(), 1, "
+     "now() from i"),
     *((table, "status", LOST.format(table, ROW.replace("}", ', "status": "lost"}')))
       for table in ("handoffs", "insights")),
 ]  # fmt: skip

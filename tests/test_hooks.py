@@ -1,0 +1,334 @@
+"""What a source that sends is answered, and what is there afterwards."""
+
+import asyncio
+import hashlib
+import hmac
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import asyncpg
+import httpx
+import pytest
+from conftest import Caller, served
+from starlette.applications import Starlette
+
+from app import hooks
+from app.cipher import Cipher, new_key
+from app.main import create_app
+from app.settings import Limits, Settings
+
+KEY = new_key()
+SECRET = "whsec_not-a-real-one"
+PUSH = {"ref": "refs/heads/main", "repository": {"full_name": "acme/web"}, "commits": []}
+
+
+@pytest.fixture
+async def app(dsn: str, limits: Limits) -> Starlette:
+    return create_app(Settings(database_url=dsn, limits=limits, secret_keys=(KEY,)))
+
+
+class Hook:
+    """An integration of GitHub, and what sends to it."""
+
+    def __init__(self, integration_id: str, http: httpx.AsyncClient, sql: asyncpg.Connection):
+        self.id = integration_id
+        self.http = http
+        self.sql = sql
+
+    async def send(
+        self,
+        body: Any = PUSH,
+        *,
+        delivery_id: str = "d-1",
+        secret: str = SECRET,
+        **headers: str,
+    ) -> httpx.Response:
+        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+        signature = hmac.new(secret.encode(), raw, hashlib.sha256).hexdigest()
+        sent = {
+            "X-GitHub-Event": "push",
+            "X-GitHub-Delivery": delivery_id,
+            "X-Hub-Signature-256": f"sha256={signature}",
+            "Content-Type": "application/json",
+            **headers,
+        }
+        return await self.http.post(
+            f"/hooks/{self.id}", content=raw, headers={k: v for k, v in sent.items() if v}
+        )
+
+    async def stored(self) -> int:
+        count: int = await self.sql.fetchval(
+            "select count(*) from hook_deliveries where integration_id = $1", self.id
+        )
+        return count
+
+
+@pytest.fixture
+async def new_hook(
+    base_url: str, caller: Caller, sql: asyncpg.Connection
+) -> AsyncIterator[Callable[..., Awaitable[Hook]]]:
+    """Makes integrations of the caller's."""
+    async with httpx.AsyncClient(base_url=base_url, trust_env=False, timeout=30) as http:
+
+        async def make(source: str = "github", secret: str | None = SECRET) -> Hook:
+            integration_id = await sql.fetchval(
+                "insert into integrations (source, user_id, workspace_name) "
+                "values ($1, $2, 'acme') returning id::text",
+                source,
+                caller.user_id,
+            )
+            if secret:
+                await sql.execute(
+                    "insert into integration_secrets (integration_id, name, value) "
+                    "values ($1, 'signing', $2)",
+                    integration_id,
+                    Cipher((KEY,)).encrypt(secret),
+                )
+            return Hook(integration_id, http, sql)
+
+        yield make
+
+
+@pytest.fixture
+async def hook(new_hook: Callable[..., Awaitable[Hook]]) -> Hook:
+    return await new_hook()
+
+
+async def test_a_verified_delivery_is_stored_as_it_came_before_the_202(hook: Hook) -> None:
+    answer = await hook.send()
+    assert (answer.status_code, answer.json()) == (202, {"status": "accepted"})
+    row = await hook.sql.fetchrow("select * from waiting_deliveries")
+    assert row is not None
+    assert json.loads(row["body"]) == PUSH
+    assert (row["delivery_id"], row["size"]) == ("d-1", len(json.dumps(PUSH)))
+    assert json.loads(row["headers"]) == {
+        "content-type": "application/json",
+        "x-github-event": "push",
+    }
+    assert "x-request-id" in answer.headers and "ratelimit" not in answer.headers
+
+
+async def test_a_known_delivery_id_is_200_and_nothing_is_stored(hook: Hook) -> None:
+    await hook.send()
+    again = await hook.send()
+    assert (again.status_code, again.json()) == (200, {"status": "duplicate"})
+    await hook.sql.execute("delete from waiting_deliveries")  # it has been mapped
+    assert (await hook.send()).status_code == 200
+    assert await hook.stored() == 1
+    assert await hook.sql.fetchval("select count(*) from waiting_deliveries") == 0
+
+
+async def test_of_the_same_delivery_at_the_same_time_one_is_accepted(
+    hook: Hook, sql: asyncpg.Connection
+) -> None:
+    """Held up until all have come, so that they are in one statement or wait for one another."""
+    await sql.execute("begin; lock table hook_deliveries in exclusive mode")
+    sending = [asyncio.create_task(hook.send(delivery_id=f"d-{n % 2}")) for n in range(12)]
+    await asyncio.sleep(0.1)
+    await sql.execute("commit")
+    answers = [answer.status_code for answer in await asyncio.gather(*sending)]
+    assert sorted(answers) == [200] * 10 + [202] * 2
+    assert await hook.stored() == 2
+
+
+async def test_a_wrong_or_missing_signature_is_401_and_nothing_is_stored(
+    hook: Hook, app: Starlette
+) -> None:
+    for answer in (
+        await hook.send(secret="another"),
+        await hook.send(**{"X-Hub-Signature-256": ""}),
+        await hook.send(**{"X-Hub-Signature-256": "sha256=00"}),
+    ):
+        assert (answer.status_code, answer.json()["code"]) == (401, "unauthorized")
+    assert await hook.stored() == 0
+    await app.state.intake.count_once()
+    counted = await hook.sql.fetchrow("select result, count from hook_counts")
+    assert counted is not None and tuple(counted) == ("unverified", 3)
+
+
+async def test_a_body_that_the_source_does_not_send_is_400_and_counted(
+    hook: Hook, app: Starlette
+) -> None:
+    for answer in (
+        await hook.send(b"no json"),
+        await hook.send([1]),
+        await hook.send(**{"X-GitHub-Event": ""}),
+    ):
+        assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request")
+    assert await hook.stored() == 0
+    await app.state.intake.count_once()
+    counted = await hook.sql.fetchrow("select result, count from hook_counts")
+    assert counted is not None and tuple(counted) == ("malformed", 3)
+
+
+async def test_bad_requests_cost_no_write_each(hook: Hook, app: Starlette) -> None:
+    before = await hook.sql.fetchval("select pg_current_wal_lsn()")
+    await asyncio.gather(*(hook.send(secret="another") for _ in range(50)))
+    assert await hook.sql.fetchval("select count(*) from hook_counts where count = 1") == 0
+    await app.state.intake.count_once()
+    await app.state.intake.count_once()  # there is nothing more
+    assert await hook.sql.fetchval("select sum(count) from hook_counts") == 50
+    assert before
+
+
+async def test_an_unknown_a_malformed_and_a_disabled_integration_are_404(hook: Hook) -> None:
+    assert (await hook.send()).status_code == 202
+    await hook.sql.execute("update integrations set enabled = false")
+    disabled = await hook.send(delivery_id="d-2")  # at once, though it is still known
+    hook.id = "019ab3f2-6f2e-7c1a-9d0e-5b7c8a1e2f30"
+    unknown = await hook.send()
+    hook.id = "x"
+    malformed = await hook.send()
+    answers = [answer.json() for answer in (disabled, unknown, malformed)]
+    assert {answer.status_code for answer in (disabled, unknown, malformed)} == {404}
+    assert len({answer["error"] for answer in answers}) == 1
+    assert await hook.sql.fetchval("select count(*) from hook_deliveries") == 1
+
+
+async def test_a_deleted_integration_is_404_at_once_and_takes_its_deliveries_along(
+    hook: Hook, new_hook: Callable[..., Awaitable[Hook]]
+) -> None:
+    other = await new_hook()
+    assert (await hook.send()).status_code == 202
+    await hook.sql.execute("delete from integrations where id = $1", hook.id)
+    gone, fine = await asyncio.gather(hook.send(delivery_id="d-2"), other.send())
+    assert (gone.status_code, fine.status_code) == (404, 202)
+    left = await hook.sql.fetch("select integration_id::text from waiting_deliveries")
+    assert [row[0] for row in left] == [other.id]
+
+
+async def test_a_rotated_secret_counts_when_what_is_known_is_old(
+    hook: Hook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert hooks.KNOWN_FOR <= 2
+    assert (await hook.send()).status_code == 202
+    await hook.sql.execute("update integration_secrets set value = $1", Cipher((KEY,)).encrypt("b"))
+    monkeypatch.setattr(hooks, "KNOWN_FOR", 0)
+    assert (await hook.send(delivery_id="d-2")).status_code == 401
+    assert (await hook.send(delivery_id="d-2", secret="b")).status_code == 202
+
+
+async def test_one_bad_delivery_fails_no_other(
+    hook: Hook, app: Starlette, sql: asyncpg.Connection
+) -> None:
+    """What the database refuses nevertheless is refused alone."""
+    await sql.execute("alter table hook_deliveries add constraint bad check (delivery_id <> 'bad')")
+    await sql.execute("begin; lock table hook_deliveries in exclusive mode")
+    ids = ["a", "b", "bad", "c", "d"]
+    sending = [asyncio.create_task(hook.send(delivery_id=each)) for each in ids]
+    await asyncio.sleep(0.1)
+    await sql.execute("commit")
+    answers = [answer.status_code for answer in await asyncio.gather(*sending)]
+    assert answers == [202, 202, 500, 202, 202]
+
+
+async def test_without_the_database_it_is_503_and_never_a_false_202(
+    hook: Hook, sql: asyncpg.Connection
+) -> None:
+    assert (await hook.send()).status_code == 202
+    await sql.execute("begin; lock table hook_deliveries in exclusive mode")
+    answer = await hook.send(delivery_id="d-2")
+    await sql.execute("commit")
+    assert answer.status_code == 503 and int(answer.headers["retry-after"]) > 0
+    assert await hook.stored() == 1
+
+
+async def test_a_body_over_the_limit_of_its_source_is_413(hook: Hook) -> None:
+    limit = 25 * 1024 * 1024
+    reader, writer = await asyncio.open_connection(hook.http.base_url.host, hook.http.base_url.port)
+    head = f"POST /hooks/{hook.id} HTTP/1.1\r\nHost: x\r\nContent-Length: {limit + 1}\r\n"
+    writer.write(f"{head}Expect: 100-continue\r\n\r\n".encode())
+    assert b" 413 " in await reader.readline()
+    writer.close()
+
+
+async def test_a_large_body_is_stored_too(hook: Hook) -> None:
+    body = {**PUSH, "padding": "x" * (2 * 1024 * 1024)}
+    assert (await hook.send(body)).status_code == 202
+    assert await hook.sql.fetchval("select size from waiting_deliveries") > 2 * 1024 * 1024
+
+
+async def test_too_much_that_waits_is_429_for_that_integration_only(
+    hook: Hook,
+    new_hook: Callable[..., Awaitable[Hook]],
+    app: Starlette,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hooks, "WAITING", 3)
+    monkeypatch.setattr(hooks, "KNOWN_FOR", 0)
+    other = await new_hook()
+    answers = [await hook.send(delivery_id=f"d-{n}") for n in range(5)]
+    assert [answer.status_code for answer in answers] == [202, 202, 202, 429, 429]
+    assert int(answers[-1].headers["retry-after"]) > 0
+    assert (await other.send()).status_code == 202
+    await hook.sql.execute("delete from waiting_deliveries")
+    assert (await hook.send(delivery_id="d-9")).status_code == 202
+
+
+async def test_of_the_room_in_memory_one_integration_gets_a_share(
+    hook: Hook,
+    new_hook: Callable[..., Awaitable[Hook]],
+    sql: asyncpg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hooks, "ROOM", 8)
+    monkeypatch.setattr(hooks, "WRITERS", 1)
+    other = await new_hook()
+    await sql.execute("begin; lock table hook_deliveries in exclusive mode")
+    first = asyncio.create_task(hook.send(delivery_id="first"))
+    await asyncio.sleep(0.05)  # on its way
+    sending = [asyncio.create_task(hook.send(delivery_id=f"d-{n}")) for n in range(6)]
+    await asyncio.sleep(0.05)
+    theirs = asyncio.create_task(other.send())
+    await asyncio.sleep(0.05)
+    await sql.execute("commit")
+    answers = [answer.status_code for answer in await asyncio.gather(first, *sending, theirs)]
+    # One is being stored, and two are a quarter of the room.
+    assert sorted(answers) == [202] * 4 + [429] * 4 and answers[-1] == 202
+
+
+async def test_a_handshake_is_answered_and_nothing_is_stored(
+    new_hook: Callable[..., Awaitable[Hook]],
+) -> None:
+    slack = await new_hook("slack")
+    raw = json.dumps({"type": "url_verification", "challenge": "3eZbrw1a"}).encode()
+    at = str(int(time.time()))
+    signed = hmac.new(SECRET.encode(), b"v0:%s:%s" % (at.encode(), raw), hashlib.sha256).hexdigest()
+    answer = await slack.http.post(
+        f"/hooks/{slack.id}",
+        content=raw,
+        headers={
+            "Content-Type": "application/json",
+            "X-Slack-Request-Timestamp": at,
+            "X-Slack-Signature": f"v0={signed}",
+        },
+    )
+    assert (answer.status_code, answer.json()) == (200, {"challenge": "3eZbrw1a"})
+    assert await slack.stored() == 0
+
+
+async def test_neither_a_body_nor_a_secret_is_in_the_log(
+    hook: Hook, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    await hook.send({"marker": "the-body-of-it"}, delivery_id="a")
+    await hook.send({"marker": "the-body-of-it"}, delivery_id="b", secret="the-wrong-secret")
+    await hook.send(b"the-body-of-it", delivery_id="c")
+    text = "\n".join(str(record.__dict__) for record in caplog.records)
+    assert "/hooks/" in text
+    assert "the-body-of-it" not in text and SECRET not in text and "wrong-secret" not in text
+
+
+async def test_without_the_key_of_its_secret_it_is_503(
+    hook: Hook, dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = create_app(Settings(database_url=dsn, secret_keys=(new_key(),)))
+    async with served(other) as url, httpx.AsyncClient(base_url=url, trust_env=False) as http:
+        answer = await Hook(hook.id, http, hook.sql).send()
+    assert answer.status_code == 503
+    causes = [str(record.__dict__.get("cause")) for record in caplog.records]
+    assert any("BATON_SECRET_KEYS" in cause for cause in causes)
+    assert not any(SECRET in cause for cause in causes)
