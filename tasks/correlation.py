@@ -12,7 +12,14 @@ from app.schemas import Correlation, CorrelationDraft, Statement
 from tasks.lines import line, words
 from tasks.passages import SUMMARY_IDS
 from tasks.reading import Reading
-from tasks.references import GIT_SOURCES, TICKET, as_written, branch_tickets
+from tasks.references import (
+    GIT_SOURCES,
+    TICKET,
+    as_written,
+    branch_tickets,
+    commit_of,
+    head_branch,
+)
 from tasks.signals import Signal
 from tasks.statements import CANDIDATES, count, day_of, ids_of, listed, lowered, period_of
 
@@ -91,9 +98,10 @@ def _tied(reading: Reading, *, across: bool) -> list[Group]:
 def _resolver(reading: Reading) -> Callable[[Signal], list[str]]:
     """How to read an event's references among those of all the others.
 
-    A key in a branch name counts when somebody wrote it out, and a bare number in a chat when
-    there is no doubt about its repository.
+    A key in a branch name counts when somebody wrote it out, a bare number in a chat when there is
+    no doubt about its repository, and what is of a commit is of the request that brought it.
     """
+    brought = {key: s.pull for s in reading.signals if s.pull and (key := commit_of(s.event))}
     written = frozenset(key for s in reading.signals for key in s.references if "-" in key)
     sources = (s.event for s in reading.signals if s.event.source in GIT_SOURCES)
     repositories = sorted({event.resource.casefold() for event in sources if event.resource})
@@ -104,8 +112,10 @@ def _resolver(reading: Reading) -> Callable[[Signal], list[str]]:
 
     def resolved(signal: Signal) -> list[str]:
         keys = dict.fromkeys(signal.references)
-        for branch in (signal.event.branch, signal.head):
+        for branch in (signal.event.branch, signal.head, head_branch(signal.event)):
             keys.update((k, None) for k in branch_tickets(branch) if k in written)
+        if pull := brought.get(commit_of(signal.event)):
+            keys[pull] = None
         if signal.unresolved:
             spoken = f"{signal.event.title[:1_000]} {(signal.event.content or '')[:4_000]}"
             named = [name for name, found in names.items() if found.search(spoken.casefold())]

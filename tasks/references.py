@@ -111,6 +111,7 @@ def mentions(
     for match in URL.finditer(text) if "://" in text else ():
         if not FORGE_URL.match(match[0].strip("<>")) and (address := _address(match[0])):
             found[address] = None
+    found[commit_of(event)] = None
     found.pop("", None)
     unresolved = dict.fromkeys(f"#{n}" for n in numbers) if repository is None else {}
     return tuple(found)[:REFERENCES_MAX], tuple(unresolved)[:REFERENCES_MAX]
@@ -128,6 +129,20 @@ def closes_of(event: Event, body: str, title: str) -> tuple[str, ...]:
         found.update((f"{repository}#{m[1]}".casefold(), None) for m in BARE.finditer(rest))
         found.update((key, None) for m in TICKET.finditer(rest) if (key := _ticket(m[1])))
     return tuple(found)[:REFERENCES_MAX]
+
+
+def commit_of(event: Event) -> str:
+    """The commit that a build or a deployment is of, or that a request was merged as; or ""."""
+    sha = event.metadata.get("sha") if isinstance(event.metadata, Mapping) else None
+    return f"@{sha[:7]}" if isinstance(sha, str) and HEX.match(sha) else ""
+
+
+def head_branch(event: Event) -> str | None:
+    """The branch that a request brings in, merged or not; its name may hold a ticket's key."""
+    if not isinstance(event.metadata, Mapping):
+        return None
+    found = event.metadata.get("merged_branch") or event.metadata.get("head_branch")
+    return found if isinstance(found, str) else None
 
 
 def branch_tickets(branch: str | None) -> list[str]:

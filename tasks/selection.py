@@ -16,7 +16,7 @@ from tasks.context import Event, Thread, Weighed
 from tasks.kinds import DEPENDENCY, NOISE
 from tasks.lines import strings, words
 from tasks.paths import SCHEMA_FILE, area_name
-from tasks.references import branch_tickets, mentions, number_at_end, own_of, pull_of
+from tasks.references import branch_tickets, head_branch, mentions, number_at_end, own_of, pull_of
 from tasks.signals import BOT, MERGE_PR, URGENCY, role_of
 
 GLANCE = 1_500  # characters of a body that are looked at for references and cues
@@ -181,8 +181,7 @@ def _keys(event: Event, metadata: Mapping[str, Any], role: str, body: str) -> tu
     own = own_of(event, metadata, role)
     pull = pull_of(event, role, own, number)
     keys = dict.fromkeys(mentions(event, body, own, pull)[0])
-    head = metadata.get("merged_branch")
-    for branch in (event.branch, head if isinstance(head, str) else merge and merge[2]):
+    for branch in (event.branch, head_branch(event) or (merge and merge[2])):
         if not branch or branch.casefold() in TRUNKS:
             continue
         keys.update((key, None) for key in branch_tickets(branch))

@@ -3,15 +3,17 @@
 import copy
 import json
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from stories import correlations, ticket
 
 from app.schemas import EventInput
 from tasks import signals
+from tasks.changes import changes_of
 from tasks.context import Event
 from tasks.sources import bitbucket, buildkite, circleci, github, gitlab, vercel
 from tasks.sources.event import Delivery, moment
@@ -180,6 +182,90 @@ def test_a_tag_is_one_fact_whether_the_push_or_the_ref_tells_it() -> None:
         for row in rows("github", delivery(PAYLOADS / "github" / f"{name}.json"))
     }
     assert ids == {"tag:Codertocat/Hello-World:simple-tag"}
+
+
+SHA = "4f1c0d9e2ab37c5d6e8f90a1b2c3d4e5f6a7b8c9"
+REPOSITORY = {
+    "full_name": "acme/web",
+    "default_branch": "main",
+    "html_url": "https://github.com/acme/web",
+}
+
+
+def activity(hour: int, source: str, header: str, body: dict[str, Any]) -> list[Event]:
+    """What a delivery comes to, as a worker reads it back."""
+    at = NOW + timedelta(hours=hour)
+    named = {"x-github-event": header, "x-event-key": header}
+    found = []
+    for event in SOURCES[source].events(Delivery(named, body, at)):
+        row = event.row(source, at)
+        fields = {key: value for key, value in row.items() if key not in ("in", "occurred_at")}
+        name = f"{source}-{row['event_type']}-{row['external_id']}"
+        found.append(Event(id=name, occurred_at=moment(row["occurred_at"]) or at, **fields))
+    return found
+
+
+def pull_request(action: str, **given: Any) -> dict[str, Any]:
+    pull = {
+        "number": 12, "title": "Keep the session over a redirect", "body": "Fixes the login loop.",
+        "html_url": "https://github.com/acme/web/pull/12", "user": {"login": "ada"},
+        "head": {"ref": "ada/eng-42-login"}, "base": {"ref": "main"},
+        "created_at": "2026-03-02T13:00:00Z", "updated_at": "2026-03-02T14:00:00Z",
+    } | given  # fmt: skip
+    return {"action": action, "pull_request": pull, "repository": REPOSITORY}
+
+
+def story() -> list[Event]:
+    """A ticket, the request that took it up, its squash merge, and what came of that."""
+    merged = pull_request(
+        "closed", merged=True, merged_at="2026-03-02T14:00:00Z", merge_commit_sha=SHA
+    )
+    squash = {
+        "id": SHA, "distinct": True, "timestamp": "2026-03-02T14:00:00Z",
+        "added": ["app/session.py"],
+        "message": "Keep the session over a redirect (#12)\n\nFixes the login loop.",
+        "url": f"https://github.com/acme/web/commit/{SHA}", "author": {"name": "Ada Lovelace"},
+    }  # fmt: skip
+    push = {"ref": "refs/heads/main", "commits": [squash], "repository": REPOSITORY}
+    build = {
+        "type": "workflow-completed", "project": {"name": "web", "slug": "gh/acme/web"},
+        "workflow": {"id": "w1", "name": "test", "status": "failed",
+                     "stopped_at": "2026-03-02T14:10:00Z"},
+        "pipeline": {"vcs": {"branch": "main", "revision": SHA,
+                             "commit": {"subject": "Keep the session over a redirect (#12)"}}},
+    }  # fmt: skip
+    deployed = {
+        "type": "deployment.succeeded", "createdAt": "2026-03-02T14:20:00Z",
+        "payload": {"target": "production", "project": {"id": "prj_1", "name": "web"},
+                    "deployment": {"id": "dpl_1", "meta": {"githubCommitSha": SHA,
+                                                           "githubCommitRef": "main"}}},
+    }  # fmt: skip
+    return [
+        ticket("ENG-42: Login loops after a redirect", external_id="ENG-42", occurred_at=NOW),
+        *activity(1, "github", "pull_request", pull_request("opened")),
+        *activity(2, "github", "pull_request", merged),
+        *activity(2, "github", "push", push),
+        *activity(2, "circleci", "", build),
+        *activity(2, "vercel", "", deployed),
+    ]
+
+
+def test_one_story_is_told_as_one_from_the_ticket_to_the_deployment() -> None:
+    events = story()
+    found = correlations(*events).correlations
+    whole = max(found, key=lambda thread: len(thread.event_ids))
+    assert set(whole.event_ids) == {event.id for event in events}
+    assert whole.sources == ["linear", "github", "circleci", "vercel"]
+
+
+def test_the_squash_merge_of_a_pull_request_is_one_change_with_its_files() -> None:
+    changes = changes_of([signals.read(event) for event in story()][::-1], {}, {}, several=False)
+    (change,) = changes
+    assert (change.text, change.reference, change.files) == (
+        "Keep the session over a redirect",
+        "(#12)",
+        ("app/session.py",),
+    )
 
 
 if __name__ == "__main__":
