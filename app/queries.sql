@@ -578,15 +578,21 @@ where scope = $2 and period_end < $3;
 
 -- name: release_bounds
 -- $1 project, $2 source, $3 repository or null, $4 until. The last two releases, newest first, and
--- whether the source has several repositories.
-select occurred_at, resource, (
+-- whether the source has several repositories. A tag and what was published under it are one.
+select max(occurred_at) as occurred_at, resource, (
     select count(*) > 1 from event_facets
     where project_id = $1 and source = $2 and dimension = 'projects'
   ) as several
-from events
-where project_id = $1 and source = $2 and event_type in ('tag', 'release', 'release.published')
-  and ($3::text is null or resource = $3) and occurred_at <= $4
-order by occurred_at desc, id desc
+from (
+  select occurred_at, resource, coalesce(metadata ->> 'tag', id::text) as name
+  from events
+  where project_id = $1 and source = $2 and event_type in ('tag', 'release', 'release.published')
+    and ($3::text is null or resource = $3) and occurred_at <= $4
+  order by occurred_at desc, id desc
+  limit 20
+) recent
+group by resource, name
+order by max(occurred_at) desc
 limit 2;
 
 -- name: newest_event

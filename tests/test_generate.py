@@ -206,6 +206,15 @@ async def test_release_notes_are_of_the_last_release_when_nothing_came_after(
     assert await notes_period(project, until=NOW - 6 * DAY) == (9 * DAY, 6 * DAY)
 
 
+async def test_a_tag_and_what_was_published_under_it_are_one_release(project: Project) -> None:
+    v1, v2 = {"tag": "v1"}, {"tag": "v2"}
+    await project.happens(9 * DAY, event_type="tag", metadata=v1)
+    await project.happens(7 * DAY, event_type="commit")
+    await project.happens(5 * DAY, event_type="tag", metadata=v2)
+    await project.happens(4 * DAY, event_type="release.published", metadata=v2)
+    assert await notes_period(project) == (9 * DAY, 4 * DAY)
+
+
 async def test_releases_of_other_repositories_and_sources_are_no_bounds(project: Project) -> None:
     await project.happens(9 * DAY, event_type="tag", resource="acme/web")
     await project.happens(4 * DAY, event_type="tag", resource="acme/api")
