@@ -756,7 +756,7 @@ create table if not exists hook_deliveries (
   primary key (integration_id, delivery_id)
 );
 create index if not exists hook_deliveries_age on hook_deliveries (received_at);
-create index if not exists hook_deliveries_failed on hook_deliveries (integration_id, received_at)
+create index if not exists hook_deliveries_failed on hook_deliveries (received_at)
   where error is not null;
 
 -- Those that are to be mapped, as they came. Apart from hook_deliveries, so that what stays is small
@@ -772,7 +772,8 @@ create table if not exists waiting_deliveries (
   primary key (integration_id, seq) include (size, received_at)
 );
 
--- How many there were of each kind in an hour, of the last two days: what API processes add up.
+-- How many there were of each result in an hour, as API processes add them up: of the last two days,
+-- and the last hour of each.
 create table if not exists hook_counts (
   integration_id uuid not null references integrations on delete cascade,
   result text not null check (result in (
@@ -782,6 +783,7 @@ create table if not exists hook_counts (
   last_at timestamptz not null,
   primary key (integration_id, result, hour)
 );
+create index if not exists hook_counts_hour on hook_counts (hour);
 
 create table if not exists untracked_events (
   id uuid primary key default uuidv7(),
@@ -874,8 +876,12 @@ language sql as $$
   order by 1, 2
   on conflict (integration_id, result, hour) do update
   set count = hook_counts.count + excluded.count, last_at = excluded.last_at;
-  delete from hook_counts
-  where integration_id = any (p_integration_ids) and hour < baton_now() - interval '2 days';
+  delete from hook_counts c
+  where c.integration_id = any (p_integration_ids) and c.hour < baton_now() - interval '2 days'
+    and exists (
+      select from hook_counts later
+      where later.integration_id = c.integration_id and later.result = c.result
+        and later.hour > c.hour);
 $$;
 
 -- The integrations with deliveries that wait, at most p_limit, beginning after one of them: from one
@@ -4827,6 +4833,19 @@ from (values
    'Webhooks that wait to be sent for the first time or again.',
    'See ops.webhook_backlog for the receivers and why they refuse; a dead one is disabled after five '
    'days by itself.'),
+  ('oldest_delivery', 300, 'seconds',
+   'What an integration sent has waited this long to become events: nobody maps, or not fast enough.',
+   'Workers map: see that one runs, and look for "deliveries not mapped" in its log. See '
+   'ops.integrations for what waits.'),
+  ('failed_deliveries', 0, 'count',
+   'Deliveries of the last 24 hours that became no event because the database refused it.',
+   'See failed and last_error in ops.integrations and "events refused" in the log of the worker: it '
+   'is a fault of Baton''s. The others of the integration are not held up.'),
+  ('refused_deliveries', 100, 'count',
+   'Requests for the integration that has the most in this and the last hour whose signature was '
+   'wrong, or that were not what its source sends.',
+   'See ops.integrations. Unverified: the secret at the source is another one; rotate it and paste the '
+   'new one. Malformed: something else sends to its address, or the source has changed.'),
   ('oldest_transaction', 300, 'seconds',
    'A transaction of this database is open for so long: what it may still see cannot be cleaned up.',
    'The detail names the session; select pg_terminate_backend(pid) ends it.'),
@@ -5084,6 +5103,39 @@ with measured (name, value, detail) as (
   select 'webhook_backlog', count(*), null
   from webhook_deliveries where next_attempt_at is not null
   union all
+  (
+    with recursive oldest as (  -- from one integration to the next by the index
+      (select integration_id, received_at from waiting_deliveries
+       order by integration_id, seq limit 1)
+      union all
+      select next.integration_id, next.received_at
+      from oldest
+      cross join lateral (
+        select integration_id, received_at from waiting_deliveries d
+        where d.integration_id > oldest.integration_id
+        order by d.integration_id, seq limit 1
+      ) next
+    )
+    select 'oldest_delivery', greatest(0, seconds_since(min(received_at))),
+      'integration ' || (array_agg(integration_id order by received_at))[1]
+    from oldest
+  )
+  union all
+  select 'failed_deliveries', count(*), 'integration ' || min(integration_id::text)
+  from hook_deliveries
+  where error is not null and received_at > baton_now() - interval '24 hours'
+  union all
+  select 'refused_deliveries', refused, 'integration ' || integration_id
+  from (
+    select integration_id, sum(count) as refused
+    from hook_counts
+    where hour >= date_trunc('hour', baton_now()) - interval '1 hour'
+      and result in ('unverified', 'malformed', 'too_large')
+    group by integration_id
+    order by refused desc
+    limit 1
+  ) most
+  union all
   select 'oldest_transaction', round(extract(epoch from now() - xact_start), 1),
     format('pid %s, %s', pid, application_name)
   from (
@@ -5206,6 +5258,9 @@ cross join lateral jsonb_to_record(told.columns) as columns (
   pending_of_a_project bigint, pending_of_a_project_threshold bigint, pending_of_a_project_ok boolean,
   oldest_webhook interval, oldest_webhook_threshold interval, oldest_webhook_ok boolean,
   webhook_backlog bigint, webhook_backlog_threshold bigint, webhook_backlog_ok boolean,
+  oldest_delivery interval, oldest_delivery_threshold interval, oldest_delivery_ok boolean,
+  failed_deliveries bigint, failed_deliveries_threshold bigint, failed_deliveries_ok boolean,
+  refused_deliveries bigint, refused_deliveries_threshold bigint, refused_deliveries_ok boolean,
   oldest_transaction interval, oldest_transaction_threshold interval, oldest_transaction_ok boolean,
   oldest_xmin bigint, oldest_xmin_threshold bigint, oldest_xmin_ok boolean,
   oldest_prepared interval, oldest_prepared_threshold interval, oldest_prepared_ok boolean,
@@ -5554,6 +5609,61 @@ comment on column ops.slow_kinds.sample_since is 'When the oldest of them was co
 create index if not exists webhook_deliveries_waiting
   on webhook_deliveries (project_id, endpoint_id, host) include (created_at, next_attempt_at, id)
   where state = 'waiting';
+
+create or replace view ops.integrations as
+select
+  i.id as integration_id, i.source, i.workspace_name as workspace, u.email as owner,
+  o.slug as organization, i.enabled, c.last_delivery, w.waiting, ago(w.oldest) as oldest_waiting,
+  c.accepted, c.duplicates, c.unverified, c.malformed, c.too_large, c.full, f.failed, f.last_error,
+  r.resources, r.untracked
+from integrations i
+join users u on u.id = i.user_id
+left join organizations o on o.id = i.organization_id
+cross join lateral (
+  select
+    max(last_at) filter (where result in ('accepted', 'duplicate')) as last_delivery,
+    sum(lately) filter (where result = 'accepted') as accepted,
+    sum(lately) filter (where result = 'duplicate') as duplicates,
+    sum(lately) filter (where result = 'unverified') as unverified,
+    sum(lately) filter (where result = 'malformed') as malformed,
+    sum(lately) filter (where result = 'too_large') as too_large,
+    sum(lately) filter (where result = 'full') as "full"
+  from (
+    select result, last_at,
+      case when hour > baton_now() - interval '25 hours' then count end as lately
+    from hook_counts where integration_id = i.id
+  ) counted
+) c
+cross join lateral (
+  select count(*) as waiting, min(received_at) as oldest
+  from waiting_deliveries where integration_id = i.id
+) w
+left join (
+  select integration_id, count(*) as failed, (array_agg(error order by received_at desc))[1] as last_error
+  from hook_deliveries
+  where error is not null and received_at > baton_now() - interval '24 hours'
+  group by integration_id
+) f on f.integration_id = i.id
+cross join lateral (
+  select count(*) as resources, count(*) filter (where project_id is null) as untracked
+  from resources where integration_id = i.id
+) r
+order by i.source, i.workspace_name, i.id;
+comment on view ops.integrations is
+  'Every integration: whose it is, when its source last sent, how much waits to become events, and how '
+  'much of the last 24 hours was accepted and refused, and why. Ask it when the activity of a source '
+  'is missing: nothing was sent, it was refused, it waits, or its resources are of no project.';
+comment on column ops.integrations.last_delivery is
+  'Of an accepted or repeated one; a few seconds late. Null: there was none.';
+comment on column ops.integrations.unverified is
+  'Their signature or token was missing or wrong: the source has another secret, or a stranger sends.';
+comment on column ops.integrations.malformed is 'Verified, but not what the source sends.';
+comment on column ops.integrations."full" is
+  'Refused because too much of the integration waited; the source sends them again.';
+comment on column ops.integrations.failed is
+  'Became no event, as the database refused it; last_error is why.';
+comment on column ops.integrations.untracked is
+  'Of its resources, those that are of no project: their events wait.';
 
 create or replace view ops.webhook_backlog as
   select

@@ -329,6 +329,54 @@ async def many_webhooks(site: Site) -> AsyncIterator[None]:
     await site.sql.execute("delete from webhook_deliveries")
 
 
+async def integration(site: Site) -> str:
+    """One of the site's user."""
+    return str(
+        await site.sql.fetchval(
+            "insert into integrations (source, user_id, workspace_name) "
+            "values ('github', $1, 'acme') returning id",
+            site.user,
+        )
+    )
+
+
+@asynccontextmanager
+async def unmapped_delivery(site: Site) -> AsyncIterator[None]:
+    integration_id = await integration(site)
+    for _ in range(2):  # from one integration to the next
+        await site.sql.execute(
+            "select store_hook_deliveries(array[$1::uuid], '{d}', array['{}'::jsonb], '{s3cret}')",
+            await integration(site),
+        )
+    await site.sql.execute(
+        "update waiting_deliveries set received_at = baton_now() - interval '6 minutes' "
+        "where integration_id = (select max(integration_id::text)::uuid from waiting_deliveries)"
+    )
+    yield
+    await site.sql.execute("delete from integrations where id <> $1", integration_id)
+
+
+@asynccontextmanager
+async def failed_delivery(site: Site) -> AsyncIterator[None]:
+    await site.sql.execute(
+        "insert into hook_deliveries (integration_id, delivery_id, error) values ($1, 'd', 'No.')",
+        await integration(site),
+    )
+    yield
+    await site.sql.execute("update hook_deliveries set received_at = now() - interval '25 hours'")
+
+
+@asynccontextmanager
+async def refused_deliveries(site: Site) -> AsyncIterator[None]:
+    ids = [await integration(site) for _ in range(2)]
+    count = "select count_hooks($1::uuid[], $2, $3)"
+    await site.sql.execute(count, ids, ["malformed", "unverified"], [60, 60])
+    assert await site.failing() == []  # each has its own
+    await site.sql.execute(count, ids[:1], ["unverified"], [60])
+    yield
+    await site.sql.execute("update hook_counts set hour = hour - interval '2 hours'")
+
+
 @asynccontextmanager
 async def open_transaction(site: Site) -> AsyncIterator[None]:
     await site.threshold("oldest_transaction", 0)
@@ -439,6 +487,9 @@ CONDITIONS: list[tuple[Any, str, str]] = [  # what is done, the check, and a cau
     (held, "held", ""),
     (unsent_webhook, "oldest_webhook", ""),
     (many_webhooks, "webhook_backlog", ""),
+    (unmapped_delivery, "oldest_delivery", ""),
+    (failed_delivery, "failed_deliveries", ""),
+    (refused_deliveries, "refused_deliveries", ""),
     (open_transaction, "oldest_transaction", ""),
     (open_snapshot, "oldest_xmin", ""),
     (dead_rows, "dead_tuples", ""),
@@ -734,6 +785,44 @@ async def test_slow_kinds_are_told_from_the_latest_thousand(site: Site) -> None:
     assert (row["kind"], row["sample"]) == ("handoff", 1000)
     assert {row[f"wait_p{p}"].total_seconds() for p in (50, 95, 99)} == {2}
     assert [row[f"run_p{p}"].total_seconds() for p in (50, 95, 99)] == [600, 1050, 1090]
+
+
+async def test_an_integration_tells_what_came_of_what_was_sent(site: Site) -> None:
+    integration_id = await integration(site)
+    store = "select store_hook_deliveries(array[$1::uuid], array[$2], array[$3::jsonb], '{s3cret}')"
+    for delivery_id in ("a", "b"):
+        await site.sql.execute(store, integration_id, delivery_id, "{}")
+    results = ["accepted", "duplicate", "unverified", "malformed", "full"]
+    await site.sql.execute(
+        "select count_hooks(array_fill($1::uuid, '{5}'), $2, '{2, 1, 3, 4, 5}')",
+        integration_id,
+        results,
+    )
+    await site.sql.execute("update hook_deliveries set error = 'No.' where delivery_id = 'a'")
+    for name, project in (("one", site.project), ("two", None)):
+        await site.sql.execute(
+            "insert into resources (integration_id, id, name, type, project_id) "
+            "values ($1, $2, $2, 'repository', $3)",
+            integration_id,
+            name,
+            project,
+        )
+    row = await site.sql.fetchrow("select * from ops.integrations")
+    assert row is not None
+    assert (row["source"], row["workspace"], row["owner"]) == ("github", "acme", "site@example.com")
+    assert row["last_delivery"] and row["waiting"] == 2 and row["too_large"] is None
+    counts = ("accepted", "duplicates", "unverified", "malformed", "full")
+    assert [row[name] for name in counts] == [2, 1, 3, 4, 5]
+    assert (row["failed"], row["last_error"]) == (1, "No.")
+    assert (row["resources"], row["untracked"]) == (2, 1)
+    assert "s3cret" not in str(dict(row))
+    await site.sql.execute("update hook_counts set hour = hour - interval '3 days'")
+    await site.sql.execute(
+        "select count_hooks(array[$1::uuid], '{unverified}', '{1}')", integration_id
+    )
+    row = await site.sql.fetchrow("select * from ops.integrations")
+    assert row and row["last_delivery"] and (row["accepted"], row["unverified"]) == (None, 1)
+    assert await site.sql.fetchval("select count(*) from hook_counts") == len(results)
 
 
 async def test_the_views_answer_whatever_the_search_path(site: Site) -> None:
