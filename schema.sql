@@ -35,6 +35,7 @@
 --   deleted_jobs     which jobs a client deleted, or retention: they are gone, not unknown
 --   retention        how long what is over is kept, by table, and how far its removal has come
 --   handoffs, insights   the artifacts, one per completed job
+--   search_entries   the words of what a question can reach: recent events, statements of artifacts
 --   charges          what a completed job cost, one row per job
 --   credit_grants    credits beside those of the plan
 --   provider_calls   every call of a model that a worker made, whatever came of it
@@ -237,6 +238,9 @@ create unique index if not exists projects_personal_slug on projects (owner_id, 
 create unique index if not exists projects_organization_slug on projects (organization_id, slug)
   where organization_id is not null;
 create index if not exists projects_owner on projects (owner_id);
+
+-- Since version 4. What its events are mostly written in: a text search configuration.
+alter table projects add column if not exists language text not null default 'english';
 
 -- Who may see which project, and as what. Every statement that a caller can cause joins it.
 create or replace view project_access as
@@ -1244,7 +1248,8 @@ insert into retention (name, keep, least) values
   ('idempotency_keys', '2 days', '2 days'),
   ('audit', '400 days', '90 days'),
   ('hook_deliveries', '30 days', '7 days'),  -- so long a source may send something again
-  ('untracked_events', '30 days', '14 days')  -- as for events
+  ('untracked_events', '30 days', '14 days'),  -- as for events
+  ('search_entries', '15 days', '15 days')  -- a day more than a question looks back
 on conflict do nothing;
 
 -- What a client that follows a job is told, in order and without gaps: two changes of a job wait for
@@ -2204,6 +2209,333 @@ create or replace trigger handoffs_removed after delete on handoffs
   referencing old table as removed for each statement execute function note_removed_data();
 create or replace trigger insights_removed after delete on insights
   referencing old table as removed for each statement execute function note_removed_data();
+
+-- --- Search -------------------------------------------------------------------------------
+--
+-- What a question can reach: the events of the last 14 days, and the statements of artifacts, which
+-- lead to the events behind them. An entry holds each of its words once, as the index has it:
+--
+--   the project       so that a question reads nothing of others, however much they wrote
+--   A, B or C         where the word stands: in the title; in a name around it (resource, branch,
+--                     author, files, number); in the content
+--   the word          the stem, by the language of the project; or a name, as it stands
+--
+-- Names are what a parser of prose would tear apart: ENG-42, #123, src/login.py, user_id, a1b2c3d.
+
+-- To enter an event takes ten times as long as to store it. So its row waits, without terms: workers
+-- enter what waits bit by bit, and a question first what waits of its own project.
+
+create table if not exists search_entries (
+  id uuid primary key default uuidv7(),  -- the event's own; of a statement a new one
+  project_id uuid not null references projects on delete cascade,
+  artifact_id uuid,  -- whose statement it is; null: an event
+  event_ids uuid[],  -- behind the statement
+  source text,  -- of the event
+  at timestamptz not null,
+  words int,
+  terms text[]  -- null: the event waits
+);
+create index if not exists search_entries_terms on search_entries using gin (terms)
+  -- What is not in the tree yet is read whole by every search.
+  with (gin_pending_list_limit = 256);
+create index if not exists search_entries_recent on search_entries (project_id, at desc);
+create index if not exists search_entries_waiting on search_entries (project_id, at desc)
+  where terms is null;
+
+-- The project in a term: of an id of version 7 the random end.
+create or replace function search_key(p_project_id uuid) returns text
+language sql immutable parallel safe as $$
+  select encode(substring(uuid_send(p_project_id) from 11), 'base64')
+$$;
+
+-- A configuration may have been dropped since it was set; what comes in must not fail for that.
+create or replace function search_config(p_language text) returns regconfig
+language sql stable as $$
+  select coalesce(
+    (select oid from pg_ts_config where cfgname = p_language and pg_ts_config_is_visible(oid)
+     order by oid limit 1), 'simple'::regconfig::oid)::regconfig
+$$;
+
+-- The names in a text, each also as people shorten it: a path by its last part, owner/repo#12 as #12,
+-- v1.2 as 1.2, a sha by seven characters, a branch eng-42-login as eng-42.
+create or replace function search_names(p_text text) returns setof text
+language sql immutable as $$
+  with tokens as (
+    select btrim(lower(found[1]), '.-/#&+@') as bare, lower(found[1]) as token
+    from regexp_matches(
+      p_text, '[[:alnum:]_/#.@+-]*(?:[0-9_/#]|\.[[:alnum:]])[[:alnum:]_/#.@+-]*', 'g') found
+  ), parts as materialized (
+    select distinct name, substring(name from '[^/]+$') as last
+    from (
+      select case when token ~ '^#[0-9]' then '#' || bare else bare end as name
+      from tokens
+      where length(bare) > 0
+    ) n
+    where length(name) between 2 and 200 and name ~ '[0-9_/#.]'
+  )
+  select name from parts
+  union
+  select short
+  from parts
+  cross join lateral (
+    values (last), (substring(last from '#[0-9]+$')), (substring(last from '^v([0-9].*)')),
+      (left(substring(last from '^[0-9a-f]{8,40}$'), 7)),
+      (substring(last from '^[a-z][a-z0-9]*-[0-9]+(?=-)'))
+  ) s (short)
+  where length(short) > 1
+$$;
+
+-- The terms of an entry.
+create or replace function search_terms(
+  p_project_id uuid, p_language regconfig, p_title text, p_around text, p_content text
+) returns text[]
+language sql stable as $$
+  select coalesce(array_agg(search_key(p_project_id) || mark || word), '{}')
+  from (
+    select min(mark) as mark, word
+    from (
+      values ('A', left(p_title, 1000)), ('B', left(p_around, 2000)), ('C', left(p_content, 4000))
+    ) t (mark, said)
+    cross join lateral (
+      select unnest(tsvector_to_array(to_tsvector(p_language, said))) as word
+      union all
+      select search_names(said)
+    ) w
+    where said is not null and length(word) <= 64
+    group by word
+  ) found
+$$;
+
+-- What stands around the words of an event.
+create or replace function search_around(
+  p_resource text, p_branch text, p_author text, p_external_id text, p_metadata jsonb
+) returns text
+language sql immutable as $$
+  select concat_ws(' ',
+    p_resource, p_branch, p_author, left(p_external_id, 200), p_metadata ->> 'identifier',
+    p_metadata ->> 'key', p_metadata ->> 'tag', p_metadata ->> 'version',
+    '#' || (p_metadata ->> 'number'), '#' || (p_metadata ->> 'pull_request'),
+    '#' || (p_metadata ->> 'merge_request'), left(p_metadata ->> 'labels', 300),
+    left(p_metadata ->> 'files', 1000))
+$$;
+
+-- Whatever stores events has them wait. What is older than a question looks back, such as the history
+-- of an import, is left out.
+create or replace function note_events() returns trigger
+language plpgsql as $$
+begin
+  insert into search_entries (id, project_id, source, at)
+  select e.id, e.project_id, e.source, e.occurred_at
+  from added e
+  where e.occurred_at > baton_now() - interval '15 days'
+  on conflict do nothing;
+  return null;
+end
+$$;
+create or replace trigger events_noted after insert on events
+  referencing new table as added for each statement execute function note_events();
+
+-- Enter events that wait: of a project the newest, and all that others enter just now is waited for;
+-- or, without one, of any. Answers how many there were.
+create or replace function enter_events(p_project_id uuid, p_limit int) returns int
+language plpgsql as $$
+declare
+  v_ids uuid[];
+begin
+  if p_project_id is null then
+    v_ids := array(
+      select id from search_entries where terms is null limit p_limit for update skip locked);
+  else
+    v_ids := array(
+      select id from search_entries
+      where project_id = p_project_id and terms is null
+      order by at desc, id limit p_limit for update);
+  end if;
+  update search_entries s
+  set terms = coalesce(e.terms, '{}'), words = coalesce(cardinality(e.terms), 0)
+  from unnest(v_ids) as waiting (id)
+  left join lateral (
+    select t.terms
+    from events e
+    join projects p on p.id = e.project_id
+    cross join lateral search_terms(
+      e.project_id, search_config(p.language), e.title,
+      search_around(e.resource, e.branch, e.author, e.external_id, e.metadata),
+      e.content) as t (terms)
+    where e.id = waiting.id
+  ) e on true
+  where s.id = waiting.id;
+  return coalesce(cardinality(v_ids), 0);
+end
+$$;
+
+-- The statements of an artifact, as data has them; an answer is no source of answers.
+create or replace function enter_statements(
+  p_project_id uuid, p_artifact_id uuid, p_data jsonb, p_at timestamptz
+) returns void
+language sql as $$
+  insert into search_entries (project_id, artifact_id, event_ids, at, words, terms)
+  select
+    p_project_id, p_artifact_id,
+    array(select e::uuid from jsonb_array_elements_text(said -> 'event_ids') as ids (e) limit 12),
+    p_at, cardinality(terms), terms
+  from jsonb_path_query(p_data, 'strict $.**  ? (@.event_ids.size() > 0 && @.text.type() == "string")')
+    said
+  join projects p on p.id = p_project_id
+  cross join lateral search_terms(
+    p_project_id, search_config(p.language), said ->> 'text',
+    concat_ws(' ', said ->> 'name', said ->> 'title'), null) terms
+  where jsonb_typeof(said -> 'event_ids') = 'array'
+$$;
+
+create or replace function enter_artifact() returns trigger
+language plpgsql as $$
+begin
+  perform enter_statements(new.project_id, new.id, new.data, new.created_at);
+  return null;
+end
+$$;
+create or replace trigger handoffs_entered after insert on handoffs for each row
+  execute function enter_artifact();
+create or replace trigger insights_entered after insert on insights for each row
+  when (new.kind not in ('question', 'digest'))
+  execute function enter_artifact();
+
+-- Have what of a project is not noted yet wait, and enter the statements of its artifacts.
+create or replace function note_project(p_project_id uuid) returns void
+language plpgsql as $$
+begin
+  insert into search_entries (id, project_id, source, at)
+  select id, project_id, source, occurred_at
+  from events
+  where project_id = p_project_id and occurred_at > baton_now() - interval '15 days'
+  on conflict do nothing;
+  perform enter_statements(a.project_id, a.id, a.data, a.created_at)
+  from (
+    select project_id, id, data, created_at from handoffs
+    where project_id = p_project_id and created_at > baton_now() - interval '15 days'
+    union all
+    select project_id, id, data, created_at from insights
+    where project_id = p_project_id and created_at > baton_now() - interval '15 days'
+      and kind not in ('question', 'digest')
+  ) a
+  where not exists (
+    select from search_entries s
+    where s.project_id = a.project_id and s.at = a.created_at and s.artifact_id = a.id);
+end
+$$;
+
+-- later: what was stored before there was a search.
+do $$
+declare
+  v_project_id uuid;
+begin
+  if not exists (select from projects) then  -- such as in a new database, where nothing may commit
+    return;
+  end if;
+  for v_project_id in select id from projects loop
+    perform note_project(v_project_id);
+    commit;
+  end loop;
+end
+$$;
+
+-- The words of a question: at most 32, and which of them are names.
+create or replace function search_asked(p_language regconfig, p_question text)
+returns table (word text, exact boolean)
+language sql stable as $$
+  with names as materialized (
+    select name from search_names(p_question) name where length(name) <= 64
+  ), prose as (
+    select string_agg(token, ' ') as said
+    from regexp_split_to_table(p_question, '\s+') token
+    where translate(token, '0123456789_/#', '') = token and token !~ '\w\.\w'
+  )
+  select name, true from names
+  union all
+  select w, false
+  from prose, unnest(tsvector_to_array(to_tsvector(p_language, coalesce(said, '')))) w
+  where length(w) <= 64 and w not in (select name from names)
+  limit 32
+$$;
+
+-- The events of a project that speak about a question, best first. What they cover of it counts, rare
+-- words more than common ones and names twice, a title more than a long content, and news more than
+-- what is older. What covers less than a third of it, and no name, is no match: then there are no rows.
+create or replace function search_events(
+  p_project_id uuid, p_question text, p_sources text[], p_filters jsonb, p_since timestamptz,
+  p_until timestamptz, p_limit int
+) returns table (id uuid, score float8)
+language sql stable as $$
+  with asked as materialized (
+    select a.word, a.exact
+    from projects p
+    cross join lateral search_asked(search_config(p.language), p_question) a
+    where p.id = p_project_id
+  ), hits as materialized (
+    select a.word, a.exact, e.id, e.at, e.artifact_id, e.event_ids,
+      case m.mark when 'A' then 1 when 'B' then 0.7 else 0.6 * 200 / (200 + e.words) end as weight
+    from asked a
+    cross join (values ('A'), ('B'), ('C')) m (mark)
+    cross join lateral (
+      select s.id, s.at, s.artifact_id, s.event_ids, s.words
+      from search_entries s
+      where s.terms @> array[search_key(p_project_id) || m.mark || a.word]
+        and s.project_id = p_project_id and s.at > p_since and s.at <= p_until
+        and (p_sources is null or s.source = any (p_sources) or s.artifact_id is not null)
+      limit 20000
+    ) e
+  ), total as materialized (
+    select count(*) as entries
+    from (
+      select from search_entries s
+      where s.project_id = p_project_id and s.at > p_since and s.at <= p_until limit 20000
+    ) counted
+  ), worth as materialized (
+    select a.word,
+      ln(1 + t.entries::float8 / greatest(1, count(h.id))) * case when a.exact then 2 else 1 end
+        as worth
+    from asked a
+    cross join total t
+    left join hits h on h.word = a.word
+    group by a.word, a.exact, t.entries
+  ), found as materialized (
+    select h.id, h.at, h.artifact_id, h.event_ids, bool_or(h.exact) as named,
+      sum(w.worth) / all_of.worth as covered, sum(w.worth * h.weight) / all_of.worth as weight
+    from hits h
+    join worth w on w.word = h.word
+    cross join (select greatest(sum(worth), 1e-9) as worth from worth) all_of
+    group by h.id, h.at, h.artifact_id, h.event_ids, all_of.worth
+  ), best as materialized (
+    select f.id, f.artifact_id, f.event_ids,
+      f.covered * f.weight * (0.4 + 0.6 * power(
+        0.5, greatest(extract(epoch from p_until - f.at), 0) / 345600)) as score  -- half in 4 days
+    from found f
+    where f.covered >= 0.33 or f.named
+    order by score desc, f.at desc, f.id desc
+    limit 2000
+  )
+  select e.id, max(c.score) as score
+  from (
+    select b.id, b.score from best b where b.artifact_id is null
+    union all
+    select unnest(b.event_ids), 0.8 * b.score
+    from best b
+    where exists (select from handoffs h where h.id = b.artifact_id and h.status = 'active')
+      or exists (select from insights i where i.id = b.artifact_id and i.status = 'active')
+  ) c
+  join events e on e.id = c.id and e.project_id = p_project_id
+  cross join lateral (select coalesce(p_filters -> e.source, '{}') as filter) f
+  where e.occurred_at > p_since and e.occurred_at <= p_until
+    and (p_sources is null or e.source = any (p_sources))
+    and (not f.filter ? 'projects' or f.filter -> 'projects' ? e.resource)
+    and (not f.filter ? 'eventTypes' or f.filter -> 'eventTypes' ? e.event_type)
+    and (not f.filter ? 'branches' or f.filter -> 'branches' ? e.branch)
+    and (not f.filter ? 'priorities' or f.filter -> 'priorities' ? e.priority)
+  group by e.id, e.occurred_at
+  order by score desc, e.occurred_at desc, e.id desc
+  limit p_limit
+$$;
 
 -- --- Credits ------------------------------------------------------------------------------
 --
@@ -4423,6 +4755,33 @@ comment on function ops.go_live is
   'Let a restored copy, or what ops.hold holds, begin to work: its jobs are run and its webhooks sent '
   'within seconds. Only when no other copy does. False: it was not held.';
 
+create or replace function ops.set_language(project_id uuid, language text) returns void
+language plpgsql security definer set search_path = public, pg_temp as $$
+begin
+  perform assert_project_id(set_language.project_id);
+  if set_language.language is null or not exists (
+    select from pg_ts_config c
+    where c.cfgname = set_language.language and pg_ts_config_is_visible(c.oid)) then
+    raise 'language: there is no text search configuration "%"; there are: %.',
+      set_language.language,
+      (select string_agg(c.cfgname, ', ' order by c.cfgname) from pg_ts_config c
+       where pg_ts_config_is_visible(c.oid)) using errcode = 'BT400';
+  end if;
+  update projects p set language = set_language.language, updated_at = baton_now()
+  where p.id = set_language.project_id and p.language <> set_language.language;
+  if found then
+    delete from search_entries e where e.project_id = set_language.project_id;
+    perform note_project(set_language.project_id);
+  end if;
+  perform audit('set_language', jsonb_build_object(
+    'project_id', set_language.project_id, 'language', set_language.language));
+end
+$$;
+comment on function ops.set_language is
+  'Say what a project''s events are mostly written in, so that a question finds other forms of its '
+  'words: a text search configuration such as german, or simple to match words only as they stand '
+  '(select cfgname from pg_ts_config). What its questions reach is entered again.';
+
 -- --- Retention ----------------------------------------------------------------------------
 --
 -- Workers remove what is older than the table retention says, in batches, of which only one runs at
@@ -4448,7 +4807,8 @@ create or replace function remove_old(
 declare
   v_id uuid := uuid_at(p_before);
   v_from uuid := case
-    when p_name in ('jobs', 'handoffs', 'insights', 'events', 'charges', 'untracked_events')
+    when p_name in (
+      'jobs', 'handoffs', 'insights', 'events', 'charges', 'untracked_events', 'search_entries')
     then coalesce(p_from, '00000000-0000-0000-0000-000000000000')::uuid end;
   v_from_time timestamptz := case
     when p_name in (
@@ -4498,6 +4858,12 @@ begin
       where id >= v_from and id < v_id and created_at < p_before
       order by id limit p_limit for update skip locked);
     delete from events where id = any (v_ids);
+    reached := v_ids[p_limit];
+  when 'search_entries' then
+    v_ids := array(
+      select id from search_entries
+      where id >= v_from and id < v_id order by id limit p_limit for update skip locked);
+    delete from search_entries where id = any (v_ids);
     reached := v_ids[p_limit];
   when 'charges' then  -- what grants have paid stays paid: one row instead of many
     v_ids := array(
@@ -4709,6 +5075,9 @@ select
     when 'audit' then (select min(at) from ops.audit)
     when 'hook_deliveries' then (select min(received_at) from hook_deliveries)
     when 'untracked_events' then (select created_at from untracked_events order by id limit 1)
+    when 'search_entries' then (
+      select to_timestamp(('x' || left(replace(id::text, '-', ''), 12))::bit(48)::bigint / 1000.0)
+      from search_entries order by id limit 1)
   end as oldest,
   r.removed, r.done_at, r.reached is not null as running, r.error,
   r.keep is not null and r.done_at < baton_now() - interval '1 day' as behind
@@ -5918,7 +6287,7 @@ grant select (id, project_id, status, scope, period_end, created_at) on handoffs
 select let_call('baton_worker',
   'claim_job', 'renew_leases', 'report_progress', 'record_calls', 'complete_job', 'fail_job',
   'release_job', 'park_job', 'hold_job', 'crash_job', 'unknown_tickets', 'beat', 'stop_worker',
-  'apply_retention',
+  'apply_retention', 'search_events', 'enter_events',
   'claim_webhooks', 'webhook_attempted', 'release_webhook',
   'waiting_integrations', 'take_deliveries', 'end_deliveries');
 

@@ -46,6 +46,7 @@ class ApiError(Exception):
     ├── TooManyWaits          429 too_many_waits
     ├── QueueFull             429 queue_full
     ├── HeadersTooLarge       431 headers_too_large
+    ├── NotGenerated          502 generation_failed
     └── Unavailable           503 unavailable
     """
 
@@ -204,6 +205,13 @@ class HeadersTooLarge(ApiError):
     status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
     code = "headers_too_large"
     headers = {"Connection": "close"}
+
+
+class NotGenerated(ApiError):
+    """The job behind a request has failed for good; the code is the job's."""
+
+    status = HTTPStatus.BAD_GATEWAY
+    code = "generation_failed"
 
 
 class Unavailable(ApiError):

@@ -23,15 +23,27 @@ from starlette.responses import Response
 from app import metrics
 from app.auth import missing_job, visible_project
 from app.db import Database, DatabaseError
-from app.errors import ApiError, Gone, InvalidRequest
+from app.errors import (
+    ApiError,
+    Conflict,
+    Forbidden,
+    Gone,
+    InvalidRequest,
+    NotGenerated,
+    Unavailable,
+)
+from app.limits import wait_slot
 from app.logs import request_id
 from app.schemas import (
     ArchitectureRequest,
     ArtifactRequest,
     CorrelationRequest,
+    FilteredRequest,
     HandoffRequest,
+    JobOptions,
     JobsQuery,
     OnboardingRequest,
+    QuestionRequest,
     ReleaseNotesRequest,
     ScopedRequest,
 )
@@ -46,6 +58,7 @@ POLL_AFTER = (1_000, 15_000)
 IDS_MAX = 100  # jobs in one `ids`
 PACE_AGE = 10.0  # seconds for which measured medians are taken as current
 VARY = "Prefer, Authorization"  # RFC 7240, section 2: whether the client used it or not
+ANSWER_WITHIN = 20.0  # seconds that a question is waited for; clients give up at 30
 
 _QUOTED_KEY = re.compile(r'"((?:[\x20-\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"')
 _BARE_KEY = re.compile(r"[\x21\x23-\x7e][\x20-\x7e]*")
@@ -146,15 +159,17 @@ async def submit(
     project_id: str,
     kind: str,
     sources: list[str] | None,
-    body: ArtifactRequest,
+    body: FilteredRequest,
     key: str | None = None,
     pending: int = 0,
+    job: JobOptions | None = None,
 ) -> asyncpg.Record:
     """Store a job and its ticket in one transaction; answer the row of the query `submit_job`.
 
     Args:
         key: what the client calls this request; called so again, it gets the same job.
         pending: how many pending jobs the project may have; 0 is no limit.
+        job: options of a job whose request has none of its own.
 
     Raises:
         db.NotFound: the user may not see the project.
@@ -163,9 +178,11 @@ async def submit(
         db.QueueFull: the project has as many pending jobs as it may.
     """
     filters = body.model_dump(include={"filters"}, exclude_none=True).get("filters")
-    until: datetime | None = body.until
+    until: datetime | None = None
+    if isinstance(body, ArtifactRequest):
+        until, job = body.until, body.job
     options: dict[str, Any] = body.model_dump(mode="json", exclude=_SCOPE_FIELDS, exclude_none=True)
-    job = body.job.model_dump(mode="json", exclude_none=True) if body.job else {}
+    of_job = job.model_dump(mode="json", exclude_none=True) if job else {}
     row = await database.row(
         "submit_job",
         user_id,
@@ -175,7 +192,7 @@ async def submit(
         filters,
         until,
         options,
-        job | _request(),
+        of_job | _request(),
         key,
         _fingerprint(project_id, kind, body.model_dump(mode="json", exclude_unset=True)),
         pending,
@@ -276,6 +293,83 @@ def _fingerprint(scope: str, route: str, body: dict[str, Any]) -> bytes:
     """What makes two requests the same: the order of the fields in a body does not."""
     return hashlib.sha256(orjson.dumps([scope, route, body], option=orjson.OPT_SORT_KEYS)).digest()
 
+
+# --- Asking a question -----------------------------------------------------------------------
+
+
+async def answer_question(request: Request) -> Response:
+    """Answer a question from the events of the last 14 days, with the events that it stands on.
+
+    It is a job of the kind `question`, which this request waits for. After 20 seconds it is 503
+    with the job in `Location`, and the job goes on: ask again with the same `Idempotency-Key`, or
+    the same question while it runs, and you wait for the same job. When nothing in these days
+    speaks about it, the answer says so, without citations and without a charge.
+    """
+    project_id = path_id(request, "project_id")
+    body = await decode(request, QuestionRequest)
+    async with wait_slot(request):  # before the job is stored: who may not wait has asked nothing
+        row = await submit(
+            request.app.state.database,
+            user_id=request.state.user_id,
+            project_id=project_id,
+            kind="question",
+            sources=None,
+            body=body,
+            key=_idempotency_key(request),
+            pending=request.app.state.limits.pending,
+            job=JobOptions(priority="high", dedupe="in_flight"),  # somebody sits and waits
+        )
+        _submitted(row)
+        request.app.state.bell.ring()
+        read = await read_when(
+            request,
+            [row["id"]],
+            ANSWER_WITHIN,
+            read=lambda: _read_together(request, row["id"]),
+            unmet=lambda read: read.unfinished,
+            ended=True,
+            held=True,
+        )
+    itself = f"/api/v1/jobs/{row['id']}"
+    answer = _answer(read, itself)
+    headers = {"Operation-Location": str(request.base_url).rstrip("/") + itself}
+    if row["replayed"]:
+        headers["Idempotent-Replayed"] = "true"
+    return json_response(answer, headers=headers)
+
+
+def _answer(read: Read, itself: str) -> dict[str, Any]:
+    """What the job of a question has come to; `itself` is its path.
+
+    Raises:
+        Unavailable: nothing yet. Forbidden, Conflict, Gone, NotGenerated: it cannot be answered.
+    """
+    job = read.row
+    if read.result:
+        cited = read.result["related_event_ids"]
+        return {"answer": read.result["data"]["answer"], "citations": [f"ev:{id}" for id in cited]}
+    if not job["done"]:
+        late = Unavailable(
+            "The question is not answered yet, and goes on. Ask again with the same "
+            "Idempotency-Key, or read its job."
+        )
+        late.headers = {**late.headers, "Location": itself}
+        raise late
+    if job["status"] == "completed":
+        raise Gone("The answer is gone: its time was over.")
+    if job["error_code"] == "no_result" and job["error_meta"].get("stage") in _NOTHING_FOUND:
+        return {"answer": job["error"], "citations": []}
+    error = _NOT_ANSWERED.get(job["error_code"], NotGenerated)(job["error"])
+    error.code = job["error_code"]
+    raise error
+
+
+_NOTHING_FOUND = ("context", "grounding")  # stages: the events tell nothing about it
+_NOT_ANSWERED: dict[str, type[ApiError]] = {
+    "plan_violation": Forbidden,
+    "quota_exceeded": Forbidden,
+    "cancelled": Conflict,
+}
 
 # What every request has; whatever else a request type has are the options of its kind.
 _SCOPE_FIELDS = {"project_id", "sources", "source", "filters", "until", "job"}

@@ -148,6 +148,17 @@ OPERATIONS = (
         tag="Ask",
     ),
     Operation(
+        method="POST",
+        path=f"{P}/projects/{{project_id}}/qa",
+        handler=jobs.answer_question,
+        limits=("default", "generate"),
+        body=schemas.QuestionRequest,
+        headers=("Idempotency-Key",),
+        response=schemas.Answer,
+        errors=(403, 409, 502),
+        tag="Ask",
+    ),
+    Operation(
         method="GET",
         path=f"{P}/jobs/{{job_id}}",
         handler=jobs.read_job,

@@ -83,7 +83,8 @@ ERRORS = {
         ),
         Fault(
             errors.Forbidden,
-            "Visible, but only an owner or admin of the project may do this.",
+            "Visible, but only an owner or admin of the project may do this; or, with the code "
+            "`plan_violation` or `quota_exceeded`, not with the plan of its owner.",
             "Only an owner or admin of the project may do this to its webhooks.",
         ),
         Fault(
@@ -139,8 +140,14 @@ ERRORS = {
             "Something unexpected went wrong; the log has it by the request id.",
         ),
         Fault(
+            errors.NotGenerated,
+            "The job behind the request has failed; `code` is its `error_code`. It cost nothing.",
+            "The provider refused the request (400).",
+        ),
+        Fault(
             errors.Unavailable,
-            "The database is away or too slow; try again after `Retry-After`.",
+            "The database is away or too slow, or no worker has answered a question in time; try "
+            "again after `Retry-After`, with the same `Idempotency-Key` if there was one.",
             "The database does not answer right now. Try again shortly.",
         ),
     )
@@ -492,6 +499,11 @@ EXAMPLES: dict[type[BaseModel], Any] = {
     schemas.OnboardingRequest: {"newMemberRole": "backend", "lookbackDays": 30},
     schemas.ArchitectureRequest: {"focusQuestion": "How are jobs claimed?"},
     schemas.ReleaseNotesRequest: {"repo": "acme/web", "style": "release_notes"},
+    schemas.QuestionRequest: {"question": "Why was the TTL map dropped?"},
+    schemas.Answer: {
+        "answer": "We decided to drop the TTL map.",
+        "citations": [f"ev:{_EVENT_ID}"],
+    },
     schemas.EventsRequest: {"project_id": _ID, "events": [_EVENT]},
     schemas.StatusRequest: {"status": "archived"},
     schemas.Accepted: {

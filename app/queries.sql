@@ -238,14 +238,16 @@ join project_access a on a.project_id = i.project_id and a.user_id = $1
 where i.id = any ($2);
 
 -- name: list_insights
--- $1 user, $2 project, $3 kind or null, $4 status or null, $5 limit. Newest first.
+-- $1 user, $2 project, $3 kind or null, $4 status or null, $5 limit. Newest first. Answers to questions
+-- and digests only when their kind is asked for.
 select
   i.id, i.project_id, i.requested_by, i.kind, i.title, i.summary, i.data, i.model_used,
   i.token_usage, i.status, i.related_event_ids, i.period_start, i.period_end, i.created_at,
   i.updated_at, i.markdown
 from insights i
 join project_access a on a.project_id = i.project_id and a.user_id = $1
-where i.project_id = $2 and ($3::text is null or i.kind = $3)
+where i.project_id = $2
+  and case when $3::text is null then i.kind not in ('question', 'digest') else i.kind = $3 end
   and ($4::text is null or i.status = $4)
 order by i.created_at desc, i.id desc
 limit $5;
@@ -644,6 +646,22 @@ from (
   limit $7
 ) e
 order by occurred_at desc, id desc;
+
+-- name: enter_events
+-- $1 project or null for any, $2 limit. How many events a question can find now.
+select enter_events($1, $2);
+
+-- name: events_about
+-- $1 project, $2 question, $3 sources or null, $4 filters, $5 since (exclusive), $6 until, $7 limit. What
+-- speaks about the question, best first, cut as in events_in_scope.
+select
+  e.id, source, event_type, title, left(content, 20000) as content, external_id, resource, branch,
+  priority, author, url,
+  case when pg_column_size(metadata) <= 16384 then metadata else '{}' end as metadata, occurred_at,
+  s.score
+from search_events($1, $2, $3, $4, $5, $6, $7) s
+join events e on e.id = s.id
+order by s.score desc, e.occurred_at desc, e.id desc;
 
 -- name: has_key
 -- Has a person ever got a key here? Those that `baton demo` makes for itself do not count.

@@ -29,9 +29,16 @@ JobKind = Literal[
     "onboarding_brief",
     "architecture_insight",
     "release_notes",
+    "question",
+    "digest",
 ]
 InsightKind = Literal[
-    "cross_source_correlation", "onboarding_brief", "architecture_insight", "release_notes"
+    "cross_source_correlation",
+    "onboarding_brief",
+    "architecture_insight",
+    "release_notes",
+    "question",
+    "digest",
 ]
 JobStatus = Literal["pending", "processing", "completed", "failed"]
 ErrorCode = Literal[
@@ -219,10 +226,15 @@ class JobOptions(Strict):
     )
 
 
-class ArtifactRequest(Strict):
-    """What all requests for an artifact share."""
+class FilteredRequest(Strict):
+    """A request about the events that its filters let through."""
 
     filters: dict[SourceName, Filter] | None = Field(None, max_length=100)
+
+
+class ArtifactRequest(FilteredRequest):
+    """What all requests for an artifact share."""
+
     until: Time | None = Field(
         None, description="Look back from this time instead of now; handy for old histories."
     )
@@ -271,6 +283,17 @@ class ReleaseNotesRequest(ArtifactRequest):
     source: SourceName = "github"
     repo: Line | None = None
     style: Literal["release_notes", "pr_description"] = "release_notes"
+
+
+class QuestionRequest(FilteredRequest):
+    """Ask about the last 14 days; without filters the saved scope is used."""
+
+    question: Annotated[
+        str, StringConstraints(strip_whitespace=True, min_length=1, max_length=2000)
+    ] = Field(
+        description="In the language that the team writes in, as to a colleague.",
+        json_schema_extra={"pattern": r"\S"},
+    )
 
 
 def _web_url(value: str) -> str:
@@ -367,7 +390,9 @@ class HandoffsQuery(Query):
 class InsightsQuery(Query):
     """Which insights of a project to list."""
 
-    kind: InsightKind | None = None
+    kind: InsightKind | None = Field(
+        None, description="All but answers to questions and digests, when omitted."
+    )
     status: Literal["active", "archived", "all"] = "active"
     limit: Limit = 20
 
@@ -631,7 +656,8 @@ class Handoff(Shape):
 
 
 class Insight(Shape):
-    """A correlation, an onboarding brief, an architecture insight or release notes."""
+    """A correlation, an onboarding brief, an architecture insight, release notes, the answer to a
+    question or a digest."""
 
     id: str
     project_id: str
@@ -649,6 +675,13 @@ class Insight(Shape):
     created_at: Time
     updated_at: Time
     markdown: str
+
+
+class Answer(Shape):
+    """The answer to a question; without citations it says that the events tell nothing about it."""
+
+    answer: str = Field(description="Plain text on one line.")
+    citations: list[str] = Field(description="`ev:` and an event id, of all that it stands on.")
 
 
 class JobList(Shape):
@@ -1006,11 +1039,26 @@ class ReleaseNotesDraft(Draft):
     contributors: list[Contributor]
 
 
-AnyDraft = HandoffDraft | CorrelationDraft | OnboardingDraft | ArchitectureDraft | ReleaseNotesDraft
+class QuestionDraft(Draft):
+    """What the events say to a question; no statement: nothing."""
+
+    title: str
+    statements: list[Statement]
+
+
+AnyDraft = (
+    HandoffDraft
+    | CorrelationDraft
+    | OnboardingDraft
+    | ArchitectureDraft
+    | ReleaseNotesDraft
+    | QuestionDraft
+)
 DRAFTS: dict[str, type[Draft]] = {
     "handoff": HandoffDraft,
     "cross_source_correlation": CorrelationDraft,
     "onboarding_brief": OnboardingDraft,
     "architecture_insight": ArchitectureDraft,
     "release_notes": ReleaseNotesDraft,
+    "question": QuestionDraft,
 }

@@ -31,6 +31,7 @@ _KINDS = {
     "ONBOARDING_BRIEF": "onboarding_brief",
     "ARCHITECTURE_INSIGHT": "architecture_insight",
     "RELEASE_NOTES": "release_notes",
+    "QUESTION": "question",
     "CORRELATION": "cross_source_correlation",
     "ONBOARDING": "onboarding_brief",
     "ARCHITECTURE": "architecture_insight",

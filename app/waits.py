@@ -10,7 +10,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Generic, TypeVar
@@ -241,11 +241,12 @@ class Hub:
 async def read_when(
     request: Request,
     job_ids: Collection[str],
-    seconds: int | None,
+    seconds: float | None,
     *,
     read: Callable[[], Awaitable[T]],
     unmet: Callable[[T], Mapping[str, int]],
     ended: bool,
+    held: bool = False,
 ) -> T:
     """What `read` answers, as soon as it is what the client waits for or the time is over.
 
@@ -253,6 +254,7 @@ async def read_when(
         seconds: None or 0: read once, whatever it is.
         unmet: of an answer, the revs of the jobs that should change; empty when it will do.
         ended: only the end of a job is a change.
+        held: the caller of this has a slot of the client's already.
 
     Raises:
         TooManyWaits: it would have to wait, and the caller has no slot left for that.
@@ -267,7 +269,7 @@ async def read_when(
         answer = await read()
         if not (seen := unmet(answer)):
             return answer
-        async with wait_slot(request):
+        async with nullcontext() if held else wait_slot(request):
             woken = True
             while woken and seen:
                 woken = await watch.changed(seen, until - clock(), ended=ended)

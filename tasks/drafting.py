@@ -168,6 +168,7 @@ class _Work:
         self, prompt: Prompt, ids: ShortIds, purpose: str, *, may_be_empty: bool = False
     ) -> AnyDraft:
         """The draft that a prompt asks for, after one repair if need be."""
+        may_be_empty |= self.context.kind == "question"  # the events do not answer it
         asked, problem = prompt, ""
         for what_for in (purpose, "repair"):
             reply = await self._answered(asked, what_for)

@@ -1,4 +1,4 @@
-"""The built-in provider: five artifacts pulled out of events without a model or a network.
+"""The built-in provider: six artifacts pulled out of events without a model or a network.
 
 Pure and deterministic: the same context gives the same draft. The one rule: everything said is
 a sentence of an event or a count over events, and carries the ids of those events.
@@ -13,6 +13,7 @@ from tasks.correlation import correlation
 from tasks.handoff import handoff
 from tasks.notes import release_notes
 from tasks.onboarding import onboarding_brief
+from tasks.question import answer
 from tasks.reading import Reading, read_together
 
 MODEL = "extractive-1"
@@ -23,6 +24,7 @@ COMPOSERS: dict[str, Callable[[Reading], AnyDraft]] = {
     "onboarding_brief": onboarding_brief,
     "architecture_insight": architecture_insight,
     "release_notes": release_notes,
+    "question": answer,
 }
 WHO = frozenset(("key_people", "contributors"))  # names alone are no artifact
 

@@ -13,13 +13,15 @@ from itertools import islice
 from typing import Any
 
 from app.db import Database
-from app.schemas import AnyDraft, HandoffDraft, rfc3339
+from app.schemas import AnyDraft, HandoffDraft, QuestionDraft, Statement, rfc3339
 from app.tracing import span
 from tasks.calls import Calls
-from tasks.context import Context, Event, Thread, fold
+from tasks.context import Context, Event, Thread, Weighed, fold
+from tasks.entering import BATCH
 from tasks.outcomes import NoResult
 from tasks.plain import plain
 from tasks.providers import Provider
+from tasks.question import searched
 from tasks.render import render
 from tasks.selection import choose
 
@@ -30,6 +32,10 @@ HANDOFF_EVENTS = 500
 # Release notes go back to the previous release; without one, this far.
 NOTES_LOOKBACK = timedelta(days=30)
 NOTES_EVENTS = 1_000
+# A question is about now. What is told of it fits a small model, and few answers stand on more.
+QUESTION_DAYS = 14
+QUESTION_EVENTS = 60
+ENTERED_LATE = 5_000  # events that are entered for a question: some seconds
 POOL = 500  # events at most that are weighed beyond as many as may be used
 
 AROUND = ("summary", "contributors")  # parts that are no artifact alone
@@ -38,6 +44,7 @@ AROUND = ("summary", "contributors")  # parts that are no artifact alone
 NAME_MAX = 300  # characters of titles, names and headings
 TEXT_MAX = 4_000  # characters of a statement
 LIST_MAX = 200  # entries of a list
+ENDS = (".", "!", "?", "\u2026", "\u3002", "\uff01", "\uff1f")  # of a sentence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +148,8 @@ async def find_context(database: Database, job: ClaimedJob) -> tuple[Scope, Cont
         db.Unavailable: the database went away.
     """
     scope = await find_scope(database, job)
+    if job.kind == "question" and (asked := searched(str(job.input["options"]["question"]))):
+        return scope, await search(database, job, scope, asked)
     events = await load_events(database, job, scope)
     # A thousand events take a tenth of a second; leases are renewed meanwhile.
     return scope, await asyncio.to_thread(_context, job, scope, events)
@@ -167,6 +176,57 @@ def _context(job: ClaimedJob, scope: Scope, events: list[Event]) -> Context:
     )
 
 
+async def search(database: Database, job: ClaimedJob, scope: Scope, asked: str) -> Context:
+    """The events that speak about what was asked, in threads of one, the best first.
+
+    Raises:
+        NoResult: none does.
+        db.Unavailable: the database went away.
+    """
+    for _ in range(ENTERED_LATE // BATCH):  # what workers have not come to yet
+        if await database.value("enter_events", job.project_id, BATCH) < BATCH:
+            break
+    rows = await database.rows(
+        "events_about",
+        job.project_id,
+        asked,
+        scope.sources,
+        scope.filters,
+        scope.since,
+        scope.until,
+        scope.limit,
+    )
+    if not rows:
+        raise NoResult(
+            f"Nothing in the last {QUESTION_DAYS} days speaks about this.", stage="context"
+        )
+    scores = {row["id"]: row["score"] for row in rows}
+    columns = [name for name in rows[0].keys() if name != "score"]  # noqa: SIM118
+    found = fold(
+        sorted(
+            (Event(**{name: row[name] for name in columns}) for row in rows),
+            key=lambda event: (event.occurred_at, event.id),
+            reverse=True,
+        )
+    )
+    best = max(scores.values())
+    weighed = [
+        # From 1, below which it would be a trifle, to 2.
+        Weighed(event, 1 + max(scores[id] for id in event.ids) / best, (event.source, ""), ())
+        for event in found
+    ]
+    weighed.sort(key=lambda each: -each.weight)
+    return Context(
+        kind=job.kind,
+        project_name=job.project_name,
+        since=scope.since,
+        until=scope.until,
+        events=found,
+        options=job.input["options"],
+        threads=tuple(Thread((each,), ()) for each in weighed),
+    )
+
+
 async def find_scope(database: Database, job: ClaimedJob) -> Scope:
     """The sources, filters and period that the job's request stands for."""
     asked = job.input
@@ -183,6 +243,8 @@ async def find_scope(database: Database, job: ClaimedJob) -> Scope:
         case "release_notes":
             since, until, repo = await _release_period(database, job, until)
             limit = NOTES_EVENTS
+        case "question":
+            since, limit = until - timedelta(days=QUESTION_DAYS), QUESTION_EVENTS
         case "cross_source_correlation":
             since = until - timedelta(hours=options["lookbackHours"])
         case _:
@@ -245,7 +307,10 @@ def ground(draft: AnyDraft, context: Context) -> AnyDraft:
     if not grounded["title"]:
         grounded["title"] = plain(context.project_name, NAME_MAX)
     if not any(_event_ids(part) for name, part in grounded.items() if name not in AROUND):
-        raise NoResult("Nothing in the provider's answer could be traced to an event.")
+        sentence = "Nothing in the provider's answer could be traced to an event."
+        if context.kind == "question":
+            sentence = f"Nothing in the last {QUESTION_DAYS} days answers this."
+        raise NoResult(sentence, stage="grounding")
     return type(draft).model_validate(grounded)
 
 
@@ -289,9 +354,15 @@ def _content(kind: str, draft: AnyDraft, context: Context) -> dict[str, Any]:
     """The columns that hold what the draft says."""
     data = draft.model_dump(exclude={"title"})
     by_id = {id: event for event in context.events for id in event.ids}
+    if isinstance(draft, QuestionDraft):
+        summary = _prose(draft.statements)
+        question = plain(str(context.options["question"]), TEXT_MAX)
+        data = {"question": question, "answer": summary, **data}
+    else:
+        summary = draft.summary.text
     content: dict[str, Any] = {
         "title": draft.title,
-        "summary": draft.summary.text,
+        "summary": summary,
         "data": data,
         "related_event_ids": _event_ids(data),
         "markdown": render(kind, draft, by_id, cut=context.omitted > 0),
@@ -300,6 +371,13 @@ def _content(kind: str, draft: AnyDraft, context: Context) -> dict[str, Any]:
         for name in ("key_changes", "decisions", "open_questions", "next_steps"):
             content[name] = [statement["text"] for statement in data[name]]
     return content
+
+
+def _prose(statements: Sequence[Statement]) -> str:
+    """The statements as sentences on one line, as plain together as each is alone."""
+    texts = (statement.text for statement in statements)
+    sentences = (text if text.endswith(ENDS) else f"{text}." for text in texts)
+    return plain(" ".join(sentences), LIST_MAX * TEXT_MAX)
 
 
 async def _release_period(

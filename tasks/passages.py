@@ -122,12 +122,12 @@ def said(
             if sentence.label == label:
                 asked = 10 * relevance(sentence.text) if relevance else 0
                 weight = sentence.strength + signal.urgency + asked
-                found.append((-weight, at, _attributed(reading, signal, sentence.text)))
+                found.append((-weight, at, attributed(reading, signal, sentence.text)))
     found.sort(key=lambda entry: entry[:2])
     return merged((statement for _, _, statement in found[: most * 20]), seen)[:most]
 
 
-def _attributed(reading: Reading, signal: Signal, text: str) -> Statement:
+def attributed(reading: Reading, signal: Signal, text: str) -> Statement:
     """A sentence with who said it and where, or with the title that it stood under."""
     if signal.role == "chat":
         name = reading.people.get(signal.author, signal.author)
@@ -165,7 +165,7 @@ def _answered(reading: Reading) -> dict[str, int]:
 def remarks(reading: Reading, seen: Seen) -> list[Statement]:
     """What was said or happened, when nothing else is there to report."""
     found = [
-        _attributed(reading, signal, signal.text)
+        attributed(reading, signal, signal.text)
         for signal in reading.signals
         if signal.role in ("chat", "other", "release") and not signal.bot and signal.kind != "noise"
         and len(WORD.findall(signal.text)) >= 3

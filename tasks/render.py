@@ -42,6 +42,7 @@ SECTIONS = {
         ("Risks", "risks"),
         ("Open questions", "open_questions"),
     ),
+    "question": (("Answer", "statements"),),
     "release_notes": (),  # the draft brings its own headings
 }
 

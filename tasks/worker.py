@@ -29,6 +29,7 @@ from app.settings import Settings
 from app.sweeper import Sweeper
 from tasks.breaker import Breaker
 from tasks.delivery import Deliverer
+from tasks.entering import enter_events
 from tasks.executor import Executor
 from tasks.intake import Mapper
 from tasks.outbound import Outbound
@@ -360,6 +361,7 @@ async def run_worker(settings: Settings) -> None:
         )
         await stack.enter_async_context(background(sweeper.run()))
         await stack.enter_async_context(background(apply_retention(database)))
+        await stack.enter_async_context(background(enter_events(database)))
         await stack.enter_async_context(background(executor.renew_forever()))
         await stack.enter_async_context(background(deliverer.run()))
         await stack.enter_async_context(background(Mapper(database).run()))

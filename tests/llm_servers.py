@@ -141,6 +141,8 @@ def good_answer(kind: str, shown: list[str]) -> dict[str, Any]:
             "contributors": [{"name": "Ada", "event_ids": shown[:1]}],
         },
     }
+    if kind == "question":
+        return {"title": "An LRU cache", "statements": [said]}
     return {"title": "An LRU cache", "summary": said, **lists[kind]}
 
 
@@ -153,6 +155,7 @@ def kind_of(body: dict[str, Any]) -> str:
         ("Write an onboarding", "onboarding_brief"),
         ("Write an architecture", "architecture_insight"),
         ("Write release notes", "release_notes"),
+        ("Answer the question", "question"),
     ):
         if word in told:
             return kind

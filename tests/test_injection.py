@@ -27,7 +27,7 @@ from test_delivery import LOOPBACK
 from test_drafting import Desk, Providing, desk, providing  # noqa: F401  # fixtures
 
 from app.db import Database
-from app.schemas import DRAFTS, AnyDraft
+from app.schemas import DRAFTS, AnyDraft, QuestionDraft
 from tasks.calls import Calls
 from tasks.context import Context, Event
 from tasks.delivery import Deliverer
@@ -130,6 +130,8 @@ def draft_of(kind: str, texts: Sequence[str], ids: Sequence[str]) -> AnyDraft:
             "contributors": [{"name": text, "event_ids": list(ids)} for text in texts],
         },
     }
+    if kind == "question":
+        return QuestionDraft.model_validate({"title": one, "statements": items})
     made = {"title": one, "summary": {"text": one, "event_ids": list(ids)}, **parts[kind]}
     return DRAFTS[kind].model_validate(made)  # type: ignore[return-value]
 
@@ -393,11 +395,12 @@ def test_what_would_act_is_spelled_so_that_it_does_not(text: str, shown: str) ->
 def test_a_provider_that_runs_away_is_cut(kind: str, text: str) -> None:
     draft = draft_of(kind, [text], ["a", "a"])
     data = ground(draft, context(kind)).model_dump()
-    assert len(data["title"]) <= NAME_MAX and len(data["summary"]["text"]) <= TEXT_MAX
+    first = data["statements"][0] if kind == "question" else data["summary"]
+    assert len(data["title"]) <= NAME_MAX and len(first["text"]) <= TEXT_MAX
     for each in texts_of(data):
         assert len(each) <= TEXT_MAX
         is_inert_text(each)
-    assert data["summary"]["event_ids"] == ["a"], "each id once"
+    assert first["event_ids"] == ["a"], "each id once"
     assert ground(ground(draft, context(kind)), context(kind)) == ground(draft, context(kind))
 
 

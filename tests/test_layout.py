@@ -14,12 +14,13 @@ app.exporter app.limits app.auth app.waits app.events app.jobs app.stream app.re
 app.hooks app.openapi app.docs app.static app.main
 app.client app.mcp_server app.supervisor app.terminal app.operator app.demo
 tasks.sources.event
-tasks.outcomes tasks.breaker tasks.calls tasks.context
+tasks.outcomes tasks.breaker tasks.calls tasks.context tasks.entering
 tasks.lines tasks.sources.forge tasks.sources.github tasks.sources.gitlab tasks.sources.bitbucket
 tasks.sources.circleci tasks.sources.buildkite tasks.sources.vercel
 tasks.references tasks.paths tasks.kinds tasks.cues tasks.signals tasks.statements
 tasks.changes tasks.reading tasks.passages tasks.areas
-tasks.handoff tasks.notes tasks.onboarding tasks.architecture tasks.correlation tasks.extractive
+tasks.handoff tasks.notes tasks.onboarding tasks.architecture tasks.correlation tasks.question
+tasks.extractive
 tasks.selection tasks.tokens tasks.briefs
 tasks.providers tasks.prompts tasks.replies tasks.chat tasks.openai_chat
 tasks.anthropic_chat tasks.drafting tasks.plain tasks.render tasks.generate tasks.isolated

@@ -8,13 +8,14 @@ import asyncpg
 import httpx
 import orjson
 import pytest
-from conftest import Caller
+from conftest import Caller, Workers
 from jsonschema import Draft202012Validator, FormatChecker  # type: ignore[import-untyped]
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from pydantic import BaseModel, TypeAdapter
 from referencing import Registry
 from referencing.jsonschema import DRAFT202012
 from starlette.routing import Route
+from test_worker import running
 
 from app.docs import page
 from app.main import OPERATIONS, create_app
@@ -165,7 +166,7 @@ def test_operation_ids_are_unique() -> None:
 
 
 async def test_what_the_service_answers_is_what_the_document_says(
-    caller: Caller, base_url: str, drain: Any
+    caller: Caller, base_url: str, drain: Any, worker: Workers
 ) -> None:
     await caller.ingest(
         {"title": "Add a cache", "resource": "acme/web", "branch": "main", "author": "Ada"}
@@ -195,6 +196,7 @@ async def test_what_the_service_answers_is_what_the_document_says(
         "update_handoff": {"status": "archived"},
         "update_insight": {"status": "archived"},
         "create_webhook": {"project_id": caller.project_id, "url": "https://hooks.example/1"},
+        "answer_question": {"question": "What about the cache?"},
     }
     for operation in sorted(OPERATIONS, key=lambda o: o.method == "DELETE"):
         path = operation.path.format(
@@ -208,7 +210,8 @@ async def test_what_the_service_answers_is_what_the_document_says(
         if operation.name == "list_deliveries":
             path += f"?project_id={caller.project_id}"
         body = bodies.get(operation.name, {}) if operation.body else None
-        answer = await caller.http.request(operation.method, f"{base_url}{path}", json=body)
+        async with running(*([worker()[0]] if operation.name == "answer_question" else ())):
+            answer = await caller.http.request(operation.method, f"{base_url}{path}", json=body)
         assert answer.status_code == operation.status, (operation.name, answer.text)
         if operation.response:
             operation.response.model_validate(answer.json())

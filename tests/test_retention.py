@@ -24,7 +24,7 @@ from bench.bloat import ASK, LIVES
 NAMES = (
     *("jobs", "handoffs", "insights", "events", "provider_calls", "charges"),
     *("webhook_deliveries", "deleted_jobs", "idempotency_keys", "hook_deliveries"),
-    *("untracked_events", "audit"),
+    *("untracked_events", "search_entries", "audit"),
 )
 BATCH = "select apply_retention($1)"
 
