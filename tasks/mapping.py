@@ -17,8 +17,22 @@ from pydantic import TypeAdapter, ValidationError
 from app.logs import trace
 from app.schemas import Metadata
 from app.sources import Malformed, read_body
-from tasks.sources import bitbucket, buildkite, circleci, github, gitlab, vercel
+from tasks.sources import (
+    alertmanager,
+    bitbucket,
+    buildkite,
+    circleci,
+    cloudevents,
+    github,
+    gitlab,
+    grafana,
+    incident_io,
+    pagerduty,
+    sentry,
+    vercel,
+)
 from tasks.sources.event import Delivery, SourceEvent
+from tasks.sources.generic import events as events_of_any
 
 log = logging.getLogger("baton.worker")
 
@@ -27,11 +41,16 @@ METADATA_BYTES = 16 * 1024  # of an event
 MEMBERS = 200  # of metadata that is too much, which are looked at
 
 MAPPINGS: Mapping[str, Events] = {
+    "alertmanager": alertmanager.events,
     "bitbucket": bitbucket.events,
     "buildkite": buildkite.events,
     "circleci": circleci.events,
     "github": github.events,
     "gitlab": gitlab.events,
+    "grafana": grafana.events,
+    "incident_io": incident_io.events,
+    "pagerduty": pagerduty.events,
+    "sentry": sentry.events,
     "vercel": vercel.events,
 }
 
@@ -46,10 +65,13 @@ def read(headers: Mapping[str, str], body: bytes, received_at: datetime) -> Deli
 
 
 def map_delivery(source: str, delivery: Delivery) -> list[SourceEvent]:
-    """The events of a delivery, by the mapping of its source; by the generic one if that fails."""
-    mapping = MAPPINGS.get(source)
-    if mapping is None:
-        return generic(source, delivery)
+    """The events of a delivery, by the mapping of its source or as CloudEvents; if that fails, one.
+
+    What has no mapping is read for what is usual in any JSON.
+    """
+    mapping = MAPPINGS.get(source, events_of_any)
+    if cloudevents.are_in(delivery):
+        mapping = cloudevents.events
     try:
         return list(mapping(delivery))
     except Exception as error:  # a fault of ours, or a shape that nobody has seen yet

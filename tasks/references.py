@@ -24,6 +24,7 @@ QUALIFIED = re.compile(r"(?<![\w/.-])([\w.-]{1,60}/[\w.-]{1,80})[#!](\d{1,7})\b"
 BARE = re.compile(r"(?:#(?<![\w/#&]#)|GH-(?<![\w/#&]GH-))(\d{1,7})\b(?![-\w])")
 TICKET = re.compile(r"([A-Z](?<![A-Za-z0-9_-][A-Z])[A-Z0-9]{1,9}-\d{1,6})(?![\w-]|\.\d)")
 BRANCH_TICKET = re.compile(r"(?<![A-Za-z0-9])([A-Za-z]{2,8}-\d{1,6})(?![A-Za-z0-9])")
+QUERIED = set_of("graph query explore search discover dashboard alerts logs list new")
 SHA = re.compile(r"(?<![\w/#-])(?=[a-f]{0,39}\d)(?=\d{0,39}[a-f])([0-9a-f]{7,40})(?![\w-])")
 HEX = re.compile(r"[0-9a-f]{7}")
 CLOSES = re.compile(
@@ -201,4 +202,8 @@ def _address(url: str) -> str:
     except ValueError:
         return ""
     path = parts.path.rstrip("/")
+    # What such a page shows stands behind its path: a graph of anything, a search for anything.
+    anything = parts.query and path.rpartition("/")[2] in QUERIED
+    if anything or parts.fragment.startswith(("/", "!/")):
+        return ""
     return f"{parts.netloc}{path}".casefold() if len(path) > 4 else ""

@@ -44,11 +44,13 @@ TRACKERS = set_of("linear jira asana clickup monday_com shortcut jira_service_ma
 OPENING = set_of("opened created reopened triggered started new unresolved firing regression")
 CLOSING = set_of(
     "closed merged resolved done completed fixed cancelled canceled recovered "
-    "released shipped wontfix duplicate succeeded"
+    "released shipped wontfix duplicate succeeded archived"
 )
 TALKING = set_of("comment commented review reviewed message reply thread discussion")
 ASKING = set_of("requested ready")  # a review, which is then still to come
 TICKETS = set_of("issue ticket task bug story card epic")
+# What tools for incidents tell that is none: work left behind, and how they are set up.
+BESIDE = set_of("task service postmortem")
 URGENCY = {"urgent": 3, "critical": 3, "blocker": 3, "highest": 3, "p0": 3, "fatal": 3, "1": 3,
            "high": 2, "p1": 2, "error": 2, "major": 2, "2": 2}  # fmt: skip
 
@@ -132,7 +134,8 @@ def role_of(event: Event, metadata: Mapping[str, object]) -> tuple[str, str]:
         return "release", ""
     if spoken & TALKING and not spoken & ASKING:
         return "chat", ""
-    if spoken & {"incident", "alert"} or event.source in INCIDENT_SOURCES:
+    watched = event.source in INCIDENT_SOURCES and not spoken & BESIDE
+    if spoken & {"incident", "alert"} or watched:
         return "incident", state or "open"
     if spoken & {"pull", "pr", "mr"} or {"merge", "request"} <= spoken:
         return ("change", "closed") if "merged" in spoken else ("pull", state)

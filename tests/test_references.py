@@ -30,3 +30,20 @@ def test_the_text_has_no_prefix_and_no_trailing_references() -> None:
     assert signal("Expanded analysis of SQL operations, refs #2748").text == (
         "Expanded analysis of SQL operations"  # simonw/datasette
     )
+
+
+def test_an_address_ties_only_where_its_path_says_what_it_shows() -> None:
+    def told(url: str) -> tuple[str, ...]:
+        given = {"source": "alertmanager", "event_type": "alert.firing", "resource": "checkout"}
+        return signal("Too many errors", url=url, **given).references
+
+    assert told("https://acme.sentry.io/issues/117/?project=2") == ("acme.sentry.io/issues/117",)
+    assert told("https://acme.pagerduty.com/incidents/PGR0") == (
+        "acme.pagerduty.com/incidents/pgr0",
+    )
+    for anything in (
+        "http://prometheus:9090/graph?g0.expr=up+%3D%3D+0",
+        "https://play.grafana.org/alerting/silence/new?matchers=alertname%3DT2",
+        "https://alerts.acme.com/alertmanager/#/alerts?filter=%7Balertname%3D%22T2%22%7D",
+    ):
+        assert told(anything) == ()
