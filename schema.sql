@@ -776,6 +776,17 @@ create table if not exists waiting_deliveries (
   primary key (integration_id, seq) include (size, received_at)
 );
 
+-- Bodies stay for seconds: to compress them takes longer than all the rest of storing them.
+do $$
+begin
+  if exists (
+    select from pg_attribute
+    where attrelid = 'waiting_deliveries'::regclass and attname = 'body' and attstorage <> 'e') then
+    alter table waiting_deliveries alter body set storage external;
+  end if;
+end
+$$;
+
 -- How many there were of each result in an hour, as API processes add them up: of the last two days,
 -- and the last hour of each.
 create table if not exists hook_counts (

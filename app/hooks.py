@@ -125,6 +125,7 @@ class _Stored:
     checked: Checked
     body: bytes
     result: asyncio.Future[Result]
+    until: float  # of the monotonic clock; its sender has given up then
 
 
 class Store:
@@ -150,16 +151,16 @@ class Store:
         """
         line = self._lines.get(integration_id, OrderedDict[str, _Stored]())
         if same := line.get(checked.delivery_id):
-            result = await self._answer(same)
+            result = await asyncio.shield(same.result)
             return "duplicate" if result == "accepted" else result
         self._assert_room(len(line), len(body))
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        stored = _Stored(integration_id, checked, body, future)
+        stored = _Stored(integration_id, checked, body, future, time.monotonic() + PATIENCE)
         self._lines.setdefault(integration_id, OrderedDict())[checked.delivery_id] = stored
         self._count += 1
         self._bytes += len(body)
         self._wanted.release()
-        return await self._answer(stored)
+        return await future
 
     async def run(self) -> None:
         """Store for ever."""
@@ -173,13 +174,6 @@ class Store:
         if own >= ROOM // SHARE:
             raise QueueFull("This integration sends more than is its share. Send it again shortly.")
 
-    async def _answer(self, stored: _Stored) -> Result:
-        try:
-            async with asyncio.timeout(PATIENCE + (LARGE_TIMEOUT if _large(stored.body) else 0)):
-                return await asyncio.shield(stored.result)
-        except TimeoutError:
-            raise Unavailable("The database is too slow right now. Send it again.") from None
-
     async def _write_forever(self) -> None:
         while True:
             await self._wanted.acquire()
@@ -187,25 +181,29 @@ class Store:
                 await self._write(batch)
 
     def _take(self) -> list[_Stored]:
-        """The next of each line in turn."""
+        """The next of each line in turn. Those whose sender has given up are not worth storing; it
+        will send them again."""
         batch: list[_Stored] = []
-        size = 0
+        late: list[_Stored] = []
+        size, now = 0, time.monotonic()
         while self._lines and len(batch) < BATCH:
-            integration_id, line = self._lines.popitem(last=False)
-            _, stored = line.popitem(last=False)
+            integration_id, line = next(iter(self._lines.items()))
+            delivery_id, stored = next(iter(line.items()))
             if batch and size + len(stored.body) > BATCH_BYTES:
-                line[stored.checked.delivery_id] = stored
-                line.move_to_end(stored.checked.delivery_id, last=False)
-                self._lines[integration_id] = line
-                self._lines.move_to_end(integration_id, last=False)
                 self._wanted.release()
                 break
+            del line[delivery_id]
+            del self._lines[integration_id]
             if line:
-                self._lines[integration_id] = line
-            size += len(stored.body)
-            batch.append(stored)
-        self._count -= len(batch)
-        self._bytes -= size
+                self._lines[integration_id] = line  # behind the others
+            self._count -= 1
+            self._bytes -= len(stored.body)
+            if stored.until < now:
+                late.append(stored)
+            else:
+                size += len(stored.body)
+                batch.append(stored)
+        _fail(late, Unavailable("The database is too slow right now. Send it again."))
         return batch
 
     async def _write(self, batch: list[_Stored]) -> None:

@@ -451,10 +451,11 @@ def create_app(settings: Settings) -> Starlette:
 
     app = Starlette(
         routes=[
+            # What sources send is their own shape, and no client's: docs/integrations.md. First, as
+            # there may be thousands a second, and routes are tried one after the other.
+            Route("/hooks/{integration_id}", hooks.receive_delivery, methods=["POST"]),
             *_routes(),
             *page_routes(),
-            # What sources send is their own shape, and no client's: docs/integrations.md.
-            Route("/hooks/{integration_id}", hooks.receive_delivery, methods=["POST"]),
             Route("/openapi.json", openapi_json),
             Route("/docs", docs),
             *([] if settings.metrics else [Route("/metrics", scrape)]),
