@@ -9,9 +9,9 @@ uvicorn that reads the same body and answers 202. Rounds take turns:
           send: latency is from when one was due. Whoever gets no 202 or 200 sends again
   most    as many as 64 connections can send one after the other
 
-Every delivery has an id of its own, a body of 10 KB like GitHub's and a valid HMAC-SHA-256 over it.
-Afterwards the table is counted: each delivery that was sent is there, once. Then a worker is started
-and timed until everything is mapped. Exit 1 when one is lost or twice, or the rate was not kept.
+Every delivery has an id of its own, a body of 10 KB like GitHub's and a valid HMAC-SHA-256 of it.
+Afterwards the table is counted: each delivery that was sent is there, once. Then a worker maps for
+a few seconds. Exit 1 when a delivery is lost or there twice, or the rate was not kept.
 """
 
 import argparse

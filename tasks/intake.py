@@ -9,6 +9,7 @@ cannot be mapped or stored is told and put aside, never tried for ever and in no
 import asyncio
 import logging
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -130,15 +131,30 @@ async def _map_all(
         made = [_rows(delivery) for delivery in taken]
     else:
         made = await asyncio.to_thread(lambda: [_rows(delivery) for delivery in taken])
-    events = [event for each in made for event in each]
-    seqs = [delivery["seq"] for delivery in taken]
-    if len(events) <= BATCH and await _end(connection, integration_id, seqs, events) is None:
-        for delivery in taken:
-            _count(delivery, "ok")
-        return
-    # One of them is to blame, or they are many.
-    for delivery, each in zip(taken, made, strict=True):
-        await _map_alone(connection, integration_id, delivery, each)
+    for part in _parts(taken, made):
+        events = [event for _, each in part for event in each]
+        seqs = [delivery["seq"] for delivery, _ in part]
+        if len(events) <= BATCH and await _end(connection, integration_id, seqs, events) is None:
+            for delivery, _ in part:
+                _count(delivery, "ok")
+            continue
+        for delivery, each in part:  # one of them is to blame, or has very many
+            await _map_alone(connection, integration_id, delivery, each)
+
+
+def _parts(
+    taken: list[asyncpg.Record], made: list[list[dict[str, Any]]]
+) -> Iterator[list[tuple[asyncpg.Record, list[dict[str, Any]]]]]:
+    """Deliveries with their events, as many as are stored at once."""
+    part: list[tuple[asyncpg.Record, list[dict[str, Any]]]] = []
+    size = 0
+    for delivery, events in zip(taken, made, strict=True):
+        if part and size + len(events) > BATCH:
+            yield part
+            part, size = [], 0
+        part.append((delivery, events))
+        size += len(events)
+    yield part
 
 
 async def _map_alone(

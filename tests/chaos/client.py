@@ -6,8 +6,11 @@ is; nothing is retried here.
 
 import asyncio
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+NONE: Mapping[str, str] = {}
 
 
 class NoAnswer(Exception):
@@ -36,19 +39,28 @@ class Connection:
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def ask(
-        self, method: str, path: str, body: Any = None, *, key: str = "", timeout: float = 15.0
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        key: str = "",
+        headers: Mapping[str, str] = NONE,
+        timeout: float = 15.0,
     ) -> Answer:
         """Send a request and await its answer.
 
         Args:
             key: what to call the request, so that it may be sent again.
+            headers: more of them.
 
         Raises:
             NoAnswer: there is none.
         """
         try:
             async with asyncio.timeout(timeout):
-                return await self._ask(method, path, body, key)
+                more = {"Idempotency-Key": key, **headers} if key else headers
+                return await self._ask(method, path, body, more)
         except (OSError, TimeoutError, asyncio.IncompleteReadError, ValueError) as error:
             self.close()
             raise NoAnswer(repr(error)) from error
@@ -56,10 +68,10 @@ class Connection:
             self.close()
             raise
 
-    async def _ask(self, method: str, path: str, body: Any, key: str) -> Answer:
+    async def _ask(self, method: str, path: str, body: Any, more: Mapping[str, str]) -> Answer:
         payload = b"" if body is None else json.dumps(body).encode()
         kind = "" if body is None else "Content-Type: application/json\r\n"
-        kind += f"Idempotency-Key: {key}\r\n" if key else ""
+        kind += "".join(f"{name}: {value}\r\n" for name, value in more.items())
         if self._streams is None:
             self._streams = await asyncio.open_connection("127.0.0.1", self._port)
         reader, writer = self._streams

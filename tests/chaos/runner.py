@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from . import cells, crashes, database, latency, tickets, webhooks
+from . import cells, crashes, database, hooks, latency, tickets, webhooks
 from .lab import REGISTRY, Result, Scenario, run_scenario
 from .postgres import Postgres, copy_of, make_template
 
@@ -22,6 +22,7 @@ DECLARING = (
     tickets,
     database,
     webhooks,
+    hooks,
     latency,
     cells,
 )  # each fills REGISTRY when imported
