@@ -139,8 +139,10 @@ class Store:
         self._database = database
         self._bell = bell
         self._lines: OrderedDict[str, OrderedDict[str, _Stored]] = OrderedDict()
-        self._count = self._bytes = 0
-        self._wanted = asyncio.Semaphore(0)
+        self.waiting = 0  # deliveries in the lines
+        self.writing = 0  # statements on their way
+        self._bytes = 0
+        self._wanted = asyncio.Event()
 
     async def add(self, integration_id: str, checked: Checked, body: bytes) -> Result:
         """Store a delivery; answers when it is committed.
@@ -157,9 +159,9 @@ class Store:
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         stored = _Stored(integration_id, checked, body, future, time.monotonic() + PATIENCE)
         self._lines.setdefault(integration_id, OrderedDict())[checked.delivery_id] = stored
-        self._count += 1
+        self.waiting += 1
         self._bytes += len(body)
-        self._wanted.release()
+        self._wanted.set()
         return await future
 
     async def run(self) -> None:
@@ -169,16 +171,21 @@ class Store:
                 tasks.create_task(self._write_forever())
 
     def _assert_room(self, own: int, size: int) -> None:
-        if self._count and self._bytes + size > ROOM_BYTES or self._count >= ROOM:
+        if self.waiting and self._bytes + size > ROOM_BYTES or self.waiting >= ROOM:
             raise Unavailable("More is sent than can be stored right now. Send it again shortly.")
         if own >= ROOM // SHARE:
             raise QueueFull("This integration sends more than is its share. Send it again shortly.")
 
     async def _write_forever(self) -> None:
         while True:
-            await self._wanted.acquire()
-            if batch := self._take():
+            await self._wanted.wait()
+            batch = self._take()
+            if not self._lines:
+                self._wanted.clear()
+            if batch:
+                self.writing += 1
                 await self._write(batch)
+                self.writing -= 1
 
     def _take(self) -> list[_Stored]:
         """The next of each line in turn. Those whose sender has given up are not worth storing; it
@@ -190,20 +197,20 @@ class Store:
             integration_id, line = next(iter(self._lines.items()))
             delivery_id, stored = next(iter(line.items()))
             if batch and size + len(stored.body) > BATCH_BYTES:
-                self._wanted.release()
                 break
             del line[delivery_id]
             del self._lines[integration_id]
             if line:
                 self._lines[integration_id] = line  # behind the others
-            self._count -= 1
+            self.waiting -= 1
             self._bytes -= len(stored.body)
             if stored.until < now:
                 late.append(stored)
             else:
                 size += len(stored.body)
                 batch.append(stored)
-        _fail(late, Unavailable("The database is too slow right now. Send it again."))
+        if late:
+            _fail(late, Unavailable("The database is too slow right now. Send it again."))
         return batch
 
     async def _write(self, batch: list[_Stored]) -> None:
@@ -260,14 +267,14 @@ class Intake:
     def __init__(self, database: Database, bell: Bell, cipher: Cipher) -> None:
         self._database = database
         self._integrations = Integrations(database, cipher)
-        self._store = Store(database, bell)
+        self.store = Store(database, bell)
         self._large = asyncio.Semaphore(LARGE_AT_ONCE)
         self._counts: Counter[tuple[str, str]] = Counter()
 
     async def run(self) -> None:
         """Store and count, for ever."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._store.run())
+            tasks.create_task(self.store.run())
             tasks.create_task(self._count_forever())
 
     async def receive(self, request: Request) -> Response:
@@ -291,7 +298,7 @@ class Intake:
                 return await self._meet(integration, checked)
             if not integration.room:
                 raise QueueFull("Too much of this integration waits already. Send it again later.")
-            result = await self._store.add(integration.id, checked, raw)
+            result = await self.store.add(integration.id, checked, raw)
         except ApiError as error:
             if error.code in _COUNTED:
                 self._count(integration, _COUNTED[error.code])

@@ -7,6 +7,8 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -17,8 +19,10 @@ from starlette.applications import Starlette
 
 from app import hooks
 from app.cipher import Cipher, new_key
+from app.db import Database
 from app.main import create_app
 from app.settings import Limits, Settings
+from tasks.intake import Mapper
 
 KEY = new_key()
 SECRET = "whsec_not-a-real-one"
@@ -97,6 +101,22 @@ async def hook(new_hook: Callable[..., Awaitable[Hook]]) -> Hook:
     return await new_hook()
 
 
+@pytest.fixture
+def stuck(sql: asyncpg.Connection) -> Callable[[], AbstractAsyncContextManager[None]]:
+    """While the body runs, whoever stores deliveries waits."""
+
+    @asynccontextmanager
+    async def lock() -> AsyncIterator[None]:
+        async with sql.transaction():
+            await sql.execute("lock table hook_deliveries in exclusive mode")
+            yield
+
+    return lock
+
+
+Stuck = Callable[[], AbstractAsyncContextManager[None]]
+
+
 async def test_a_verified_delivery_is_stored_as_it_came_before_the_202(hook: Hook) -> None:
     answer = await hook.send()
     assert (answer.status_code, answer.json()) == (202, {"status": "accepted"})
@@ -122,13 +142,13 @@ async def test_a_known_delivery_id_is_200_and_nothing_is_stored(hook: Hook) -> N
 
 
 async def test_of_the_same_delivery_at_the_same_time_one_is_accepted(
-    hook: Hook, sql: asyncpg.Connection
+    hook: Hook, app: Starlette, stuck: Stuck
 ) -> None:
     """Held up until all have come, so that they are in one statement or wait for one another."""
-    await sql.execute("begin; lock table hook_deliveries in exclusive mode")
-    sending = [asyncio.create_task(hook.send(delivery_id=f"d-{n % 2}")) for n in range(12)]
-    await asyncio.sleep(0.1)
-    await sql.execute("commit")
+    async with stuck():
+        sending = [asyncio.create_task(hook.send(delivery_id=f"d-{n % 2}")) for n in range(12)]
+        while not app.state.intake.store.writing:
+            await asyncio.sleep(0.005)
     answers = [answer.status_code for answer in await asyncio.gather(*sending)]
     assert sorted(answers) == [200] * 10 + [202] * 2
     assert await hook.stored() == 2
@@ -212,26 +232,30 @@ async def test_a_rotated_secret_counts_when_what_is_known_is_old(
 
 
 async def test_one_bad_delivery_fails_no_other(
-    hook: Hook, app: Starlette, sql: asyncpg.Connection
+    hook: Hook, app: Starlette, sql: asyncpg.Connection, stuck: Stuck
 ) -> None:
     """What the database refuses nevertheless is refused alone."""
     await sql.execute("alter table hook_deliveries add constraint bad check (delivery_id <> 'bad')")
-    await sql.execute("begin; lock table hook_deliveries in exclusive mode")
     ids = ["a", "b", "bad", "c", "d"]
-    sending = [asyncio.create_task(hook.send(delivery_id=each)) for each in ids]
-    await asyncio.sleep(0.1)
-    await sql.execute("commit")
+    first = [asyncio.create_task(hook.send(delivery_id=f"first-{n}")) for n in range(hooks.WRITERS)]
+    async with stuck():
+        while app.state.intake.store.writing < hooks.WRITERS:
+            first.append(asyncio.create_task(hook.send(delivery_id=f"more-{len(first)}")))
+            await asyncio.sleep(0.02)
+        sending = [asyncio.create_task(hook.send(delivery_id=each)) for each in ids]
+        while app.state.intake.store.waiting < len(ids):
+            await asyncio.sleep(0.005)
+    assert {answer.status_code for answer in await asyncio.gather(*first)} == {202}
     answers = [answer.status_code for answer in await asyncio.gather(*sending)]
     assert answers == [202, 202, 500, 202, 202]
 
 
 async def test_without_the_database_it_is_503_and_never_a_false_202(
-    hook: Hook, sql: asyncpg.Connection
+    hook: Hook, stuck: Stuck
 ) -> None:
     assert (await hook.send()).status_code == 202
-    await sql.execute("begin; lock table hook_deliveries in exclusive mode")
-    answer = await hook.send(delivery_id="d-2")
-    await sql.execute("commit")
+    async with stuck():
+        answer = await hook.send(delivery_id="d-2")
     assert answer.status_code == 503 and int(answer.headers["retry-after"]) > 0
     assert await hook.stored() == 1
 
@@ -271,23 +295,27 @@ async def test_too_much_that_waits_is_429_for_that_integration_only(
 async def test_of_the_room_in_memory_one_integration_gets_a_share(
     hook: Hook,
     new_hook: Callable[..., Awaitable[Hook]],
-    sql: asyncpg.Connection,
+    app: Starlette,
+    stuck: Stuck,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(hooks, "ROOM", 8)
-    monkeypatch.setattr(hooks, "WRITERS", 1)
+    monkeypatch.setattr(hooks, "BATCH", 1)
     other = await new_hook()
-    await sql.execute("begin; lock table hook_deliveries in exclusive mode")
-    first = asyncio.create_task(hook.send(delivery_id="first"))
-    await asyncio.sleep(0.05)  # on its way
-    sending = [asyncio.create_task(hook.send(delivery_id=f"d-{n}")) for n in range(6)]
-    await asyncio.sleep(0.05)
-    theirs = asyncio.create_task(other.send())
-    await asyncio.sleep(0.05)
-    await sql.execute("commit")
-    answers = [answer.status_code for answer in await asyncio.gather(first, *sending, theirs)]
-    # One is being stored, and two are a quarter of the room.
-    assert sorted(answers) == [202] * 4 + [429] * 4 and answers[-1] == 202
+    async with stuck():
+        first = [asyncio.create_task(hook.send(delivery_id=f"a-{n}")) for n in range(hooks.WRITERS)]
+        while app.state.intake.store.waiting or not app.state.intake.store.writing:
+            await asyncio.sleep(0.005)
+        more = [asyncio.create_task(hook.send(delivery_id=f"b-{n}")) for n in range(6)]
+        refused: set[asyncio.Task[httpx.Response]] = set()
+        while len(refused) < 4:  # two are a quarter of the room
+            refused, _ = await asyncio.wait(more, timeout=0.005)
+        theirs = asyncio.create_task(other.send())
+        while app.state.intake.store.waiting < 3:
+            await asyncio.sleep(0.005)
+    answers = [answer.status_code for answer in await asyncio.gather(*first, *more, theirs)]
+    assert sorted(answers) == [202] * 5 + [429] * 4 and answers[-1] == 202
+    assert all(int(task.result().headers["retry-after"]) > 0 for task in refused)
 
 
 async def test_a_handshake_is_answered_and_nothing_is_stored(
@@ -308,6 +336,51 @@ async def test_a_handshake_is_answered_and_nothing_is_stored(
     )
     assert (answer.status_code, answer.json()) == (200, {"challenge": "3eZbrw1a"})
     assert await slack.stored() == 0
+
+
+async def test_a_secret_that_a_handshake_brings_is_kept_encrypted_and_only_the_first(
+    new_hook: Callable[..., Awaitable[Hook]],
+) -> None:
+    asana = await new_hook("asana", None)
+
+    async def shake(secret: str) -> httpx.Response:
+        return await asana.http.post(f"/hooks/{asana.id}", headers={"X-Hook-Secret": secret})
+
+    first = await shake("s" * 32)
+    assert (first.status_code, first.headers["x-hook-secret"]) == (200, "s" * 32)
+    assert (await shake("s" * 32)).status_code == 200
+    assert (await shake("t" * 32)).status_code == 401
+    [value] = await asana.sql.fetchrow("select value from integration_secrets") or [b""]
+    assert Cipher((KEY,)).decrypt(value) == "s" * 32
+    raw = b'{"events": []}'
+    signature = hmac.new(b"s" * 32, raw, hashlib.sha256).hexdigest()
+    answer = await asana.http.post(
+        f"/hooks/{asana.id}", content=raw, headers={"X-Hook-Signature": signature}
+    )
+    assert answer.status_code == 202
+
+
+async def test_what_github_sends_is_an_event_of_the_project(
+    hook: Hook, caller: Caller, database: Database, root: Path
+) -> None:
+    await hook.sql.execute("update integrations set project_id = $1", caller.project_id)
+    body = (root / "tests" / "payloads" / "github" / "push.commits.json").read_bytes()
+    assert (await hook.send(body)).status_code == 202
+    await Mapper(database).drain()
+    events = (await caller.http.get("/events?source=github")).json()["events"]
+    sha = json.loads(body)["commits"][0]["id"]
+    assert (sha, "commit") in {(event["external_id"], event["event_type"]) for event in events}
+
+
+async def test_over_two_processes_a_delivery_is_accepted_once(hook: Hook, dsn: str) -> None:
+    other = create_app(Settings(database_url=dsn, secret_keys=(KEY,)))
+    async with served(other) as url, httpx.AsyncClient(base_url=url, trust_env=False) as http:
+        both = hook, Hook(hook.id, http, hook.sql)
+        answers = await asyncio.gather(
+            *(each.send(delivery_id=f"d-{n}") for n in range(20) for each in both)
+        )
+    assert sorted(answer.status_code for answer in answers) == [200] * 20 + [202] * 20
+    assert await hook.stored() == 20
 
 
 async def test_neither_a_body_nor_a_secret_is_in_the_log(
