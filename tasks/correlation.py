@@ -5,7 +5,8 @@ The one rule: a shared reference is evidence, similar titles are weaker evidence
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from app.schemas import Correlation, CorrelationDraft, Statement
@@ -23,10 +24,13 @@ from tasks.references import (
 from tasks.signals import Signal
 from tasks.statements import CANDIDATES, count, day_of, ids_of, listed, lowered, period_of
 
+ADDRESS = 3  # the last rank of a reference
 WEAK_TIE = 0.5  # share of common words that ties events of different sources
 WEAK_HOURS = 72  # and how far apart in time they may be
 LINKS = 4  # references in one event up to which it ties threads together
-HUB = 25  # events that share a reference before it says nothing any more
+HUB = 25  # things that share a reference before it says nothing any more
+STEPS_MAX = 6  # steps of a story in its sentence
+STEPS = ("change", "ticket", "incident", "chat", "pull", "release", "other")
 STEP_WORDS = {
     ("ticket", "open"): "opened in", ("ticket", "closed"): "closed in",
     ("ticket", ""): "updated in",
@@ -35,6 +39,15 @@ STEP_WORDS = {
 }  # fmt: skip
 
 Group = tuple[list[str], list[Signal]]  # what ties the events, and the events in order of time
+
+
+@dataclass(slots=True)
+class _Story:
+    """A group while it grows: of things, of which there may be many events."""
+
+    keys: list[str] = field(default_factory=list)
+    members: dict[str, Signal] = field(default_factory=dict)  # by the event's id
+    things: set[str] = field(default_factory=set)
 
 
 def correlation(reading: Reading) -> CorrelationDraft:
@@ -60,39 +73,58 @@ def correlation(reading: Reading) -> CorrelationDraft:
 
 
 def _tied(reading: Reading, *, across: bool) -> list[Group]:
-    """Groups by shared references; references with nearly the same events are one group."""
+    """Groups by shared references; references with nearly the same things are one group."""
     mentions: dict[str, list[Signal]] = defaultdict(list)
     known = {s.own for s in reading.signals if s.own.startswith("@")}
     resolved = _resolver(reading)
-    links: dict[str, int] = {}  # event id -> references in it
+    few: set[str] = set()  # things of which an event refers to so little that it means it
     for signal in reading.signals:
         told = [] if signal.bot else resolved(signal)
-        links[signal.event.id] = len(told)
+        if len(told) <= LINKS:
+            few.add(signal.thing)
         for key in told:
             if not key.startswith("@") or key in known:
                 mentions[key].append(signal)
-    groups: list[tuple[list[str], dict[str, Signal]]] = []
-    places: dict[str, list[int]] = defaultdict(list)  # event id -> groups that hold it
+    stories: list[_Story] = []
+    places: dict[str, list[int]] = defaultdict(list)  # thing -> stories that hold it
     widths = {key: len({s.event.source for s in named}) for key, named in mentions.items()}
     for key in sorted(mentions, key=lambda key: (-widths[key], _own_rank(key), key)):
         members = {signal.event.id: signal for signal in mentions[key]}
-        if len(members) < 2 or len(members) > HUB or (across and widths[key] < 2):
+        things = {signal.thing for signal in mentions[key]}
+        if len(members) < 2 or len(things) > HUB or (across and widths[key] < 2):
             continue
-        near = Counter(at for event_id in members for at in places[event_id][:CANDIDATES])
+        near = Counter(at for thing in things for at in places[thing][:CANDIDATES])
         at, common = min(near.items(), key=lambda pair: (-pair[1], pair[0]), default=(-1, 0))
-        keys, others = groups[at] if common else ([], {})
+        story = stories[at] if common else _Story()
+        named = {signal.thing for signal in mentions[key] if key in (signal.own, signal.address)}
         # Half of one in the other is one story, unless what they share is a list of everything.
-        shared = sum(links[event_id] <= LINKS for event_id in members.keys() & others.keys())
-        smaller = min(len(members), len(others))
-        if (common * 2 > smaller or shared * 2 >= smaller) and common and len(others) <= HUB:
-            keys.append(key)
-        else:
-            at, keys, others = len(groups), [key], {}
-            groups.append((keys, others))
-        for event_id in members.keys() - others.keys():
-            places[event_id].append(at)
-        others.update(members)
-    return [(keys, sorted(members.values(), key=_when)) for keys, members in groups]
+        # What the key is the name of does not count, as it is there whatever refers to it; but it
+        # may be what several stories refer to.
+        shared = len(things & story.things & few)
+        elsewhere = any(places[thing] for thing in things - story.things - named)
+        smaller = min(len(things if elsewhere else things - named), len(story.things))
+        near_enough = common * 2 > smaller or shared * 2 >= smaller
+        if not (common and near_enough and len(story.things) <= HUB):
+            at, story = len(stories), _Story()
+            stories.append(story)
+        for thing in things - story.things:
+            places[thing].append(at)
+        story.keys.append(key)
+        story.members.update(members)
+        story.things |= things
+    _complete(reading, stories, places)
+    return [(story.keys, sorted(story.members.values(), key=_when)) for story in stories]
+
+
+def _complete(
+    reading: Reading, stories: Sequence[_Story], places: Mapping[str, Sequence[int]]
+) -> None:
+    """Add the rest of a conversation, or of an incident, to the one story that has some of it."""
+    for signal in reversed(reading.signals):
+        at = places.get(signal.thing, ())
+        whole = signal.role in ("chat", "incident") and not signal.bot
+        if whole and len(at) == 1 and len(stories[at[0]].members) < HUB * 2:
+            stories[at[0]].members.setdefault(signal.event.id, signal)
 
 
 def _resolver(reading: Reading) -> Callable[[Signal], list[str]]:
@@ -131,7 +163,7 @@ def _own_rank(key: str) -> int:
     """Tickets name a thread best, then pull requests, then commits, then addresses."""
     if TICKET.fullmatch(key):
         return 0
-    return 1 if "#" in key else 2 if key.startswith("@") else 3
+    return 1 if "#" in key else 2 if key.startswith("@") else ADDRESS
 
 
 def _alike(reading: Reading, groups: Sequence[Group]) -> list[Group]:
@@ -167,16 +199,23 @@ def _told(keys: Sequence[str], members: Sequence[Signal]) -> Correlation:
     for signal in members:
         steps.setdefault(_step(signal, keys), []).append(signal)
     parts = [
-        what + (f" ({len(by)} times)" if len(by) > 1 else "") for (what, _), by in steps.items()
+        what + (f" ({len(by)} times)" if len(by) > 1 else "")
+        for (what, _), by in _telling(steps).items()
     ]
     best = min(
-        members, key=lambda s: (s.role not in ("ticket", "incident"), s.role == "chat", not s.text)
+        members,
+        key=lambda s: (
+            not keys or s.own != keys[0],
+            s.role not in ("ticket", "incident"),
+            s.role == "chat",
+            not s.text,
+        ),
     )
     title = line(best.text or shown[0] if shown else best.text, 110)
-    if shown and shown[0] not in title:
+    if shown and shown[0] not in title and _own_rank(keys[0]) < ADDRESS:
         title = line(f"{shown[0]}: {lowered(title)}" if title else shown[0])
     if shown:
-        text = f"{shown[0]} was {listed(parts[:6], 6)}. Tied by {listed(shown, 4)}"
+        text = f"{shown[0]} was {listed(parts, STEPS_MAX)}. Tied by {listed(shown, 4)}"
     else:
         apart = members[-1].event.occurred_at - members[0].event.occurred_at
         hours = max(1, round(apart / timedelta(hours=1)))
@@ -186,6 +225,18 @@ def _told(keys: Sequence[str], members: Sequence[Signal]) -> Correlation:
         sources=list(dict.fromkeys(signal.event.source for signal in members)),
         event_ids=ids_of(members),
     )  # fmt: skip
+
+
+def _telling(steps: Mapping[tuple[str, str], list[Signal]]) -> dict[tuple[str, str], list[Signal]]:
+    """As many steps as a sentence holds, in order of time: one of each role before others."""
+    ranks: dict[tuple[str, str], tuple[int, int]] = {}
+    seen = Counter[str]()
+    for step, by in steps.items():
+        role = by[0].role
+        ranks[step] = (seen[role] + 2 * (role == "other"), STEPS.index(role))
+        seen[role] += 1
+    kept = set(sorted(ranks, key=ranks.__getitem__)[:STEPS_MAX])
+    return {step: by for step, by in steps.items() if step in kept}
 
 
 def _step(signal: Signal, keys: Sequence[str]) -> tuple[str, str]:
@@ -199,7 +250,7 @@ def _step(signal: Signal, keys: Sequence[str]) -> tuple[str, str]:
         fixes = any(key in signal.closes for key in keys)
         verb = "reverted" if signal.reverts else "fixed" if fixes else "changed"
         return f"{verb} by {name} on {date}", name
-    if signal.role in ("ticket", "incident") and keys and signal.own not in keys:
+    if signal.role == "ticket" and keys and signal.own not in keys:
         return (
             f"named in {source}{f' {line(signal.own)}' if signal.own else ''} on {date}",
             f"named{source}{signal.own}",

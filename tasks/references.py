@@ -110,7 +110,7 @@ def mentions(
     if HEX.search(bare):  # most texts hold none, and this search costs a fraction of the next
         found.update((f"@{m[1][:7]}", None) for m in SHA.finditer(bare))
     for match in URL.finditer(text) if "://" in text else ():
-        if not FORGE_URL.match(match[0].strip("<>")) and (address := _address(match[0])):
+        if not FORGE_URL.match(match[0].strip("<>")) and (address := address_of(match[0])):
             found[address] = None
     found[commit_of(event)] = None
     found.pop("", None)
@@ -195,7 +195,7 @@ def _ticket(key: str) -> str:
     return "" if prefix in NOT_TICKETS or prefix == "GH" else key
 
 
-def _address(url: str) -> str:
+def address_of(url: str) -> str:
     """A web address as a reference: host and path, when the path is more than a landing page."""
     try:
         parts = urlsplit(url.strip("<>").rstrip(".,;:!?"))

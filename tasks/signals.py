@@ -12,7 +12,15 @@ from tasks.context import Event
 from tasks.cues import TRAILER, Sentence, marked, paragraphs_of
 from tasks.kinds import kind_of, split_prefix
 from tasks.lines import ANSI, CONTROLS, cleaned, line, set_of, strings
-from tasks.references import closes_of, mentions, number_at_end, own_of, pull_of, without_suffix
+from tasks.references import (
+    address_of,
+    closes_of,
+    mentions,
+    number_at_end,
+    own_of,
+    pull_of,
+    without_suffix,
+)
 
 BODY_MAX = 20_000  # characters of one body that are read; decisions stand near the top
 FILES_MAX = 200  # touched paths that are read; beyond that a change is "everywhere"
@@ -70,6 +78,8 @@ class Signal:
     files: tuple[str, ...]
     own: str  # the reference that names this event itself: acme/web#12, ENG-42, @a1b2c3d
     pull: str  # the pull request that brought this change, when it is known
+    address: str  # where it can be opened, as others refer to it; ""
+    thing: str  # what it is an event of: a request, a ticket, an incident, a conversation
     references: tuple[str, ...]  # everything it mentions, `own` first
     closes: tuple[str, ...]
     unresolved: tuple[str, ...]  # bare `#12` whose repository the event does not name
@@ -103,6 +113,7 @@ def read(event: Event, *, limit: int = BODY_MAX) -> Signal:
     breaking = line(broken[1].split("\n")[0]) or subject if broken else subject if bang else ""
     own = own_of(event, metadata, role)
     pull = pull_of(event, role, own, merge_pull or number_at_end(title, role))
+    address = address_of((event.url or "")[:500])
     references, unresolved = mentions(event, body, own, pull)
     base, reverts = _unwrapped(headline)
     sha = REVERTED_SHA.search(body)
@@ -110,7 +121,8 @@ def read(event: Event, *, limit: int = BODY_MAX) -> Signal:
         event=event, role=role, state=state, kind=kind, breaking=breaking,
         text=line(without_suffix(subject)), scope=line(scope)[:60],
         labels=tuple(line(label)[:60] for label in strings(metadata.get("labels"))[:20]),
-        files=files, own=own, pull=pull, references=references,
+        files=files, own=own, pull=pull, address=address,
+        thing=_thing(event, metadata, own, address), references=references,
         closes=closes_of(event, body, title), unresolved=unresolved, head=head, base=base,
         reverts=reverts, reverted_sha=sha[1][:7] if sha else "", author=author,
         coauthors=tuple(m[1].strip() for m in COAUTHOR.finditer(body) if not BOT.search(m[1])),
@@ -146,6 +158,13 @@ def role_of(event: Event, metadata: Mapping[str, object]) -> tuple[str, str]:
     if event.source in CHAT_SOURCES:
         return "chat", ""
     return "other", state
+
+
+def _thing(event: Event, metadata: Mapping[str, object], own: str, address: str) -> str:
+    """What other events are of as well: its own reference, a thread, an address; else the event."""
+    thread = metadata.get("thread")
+    told = f"{event.source} {thread[:300]}" if isinstance(thread, str) and thread else ""
+    return own or told or address or event.id
 
 
 def _author(event: Event, metadata: Mapping[str, object]) -> tuple[str, bool]:

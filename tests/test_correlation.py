@@ -1,8 +1,11 @@
 """What belongs together across sources."""
 
+from typing import Any
+
 import pytest
 from stories import chat, correlations, event, ticket
 
+from tasks.context import Event
 from tasks.extractive import NothingToSay
 
 
@@ -82,3 +85,62 @@ def test_a_list_of_everything_ties_no_threads_together() -> None:
     merged = [event(f"Change {n} of many (#{n})", hour=n) for n in numbers]
     released = chat("Live: " + ", ".join(f"#{n}" for n in numbers), hour=9)
     assert len(correlations(*merged, released).correlations) == len(numbers)
+
+
+PAGE = "https://acme.pagerduty.com/incidents/Q2"
+RUNBOOK = "https://wiki.acme.dev/runbooks/checkout"
+
+
+def said(text: str, *, hour: float, thread: str = "C1:1", **given: Any) -> Event:
+    return chat(text, hour=hour, more={"thread": thread}, **given)
+
+
+def page(kind: str, *, hour: float) -> Event:
+    given = {"source": "pagerduty", "event_type": f"incident.{kind}", "url": PAGE}
+    return event("Checkouts fail", hour=hour, **given)
+
+
+def alert(kind: str, *, hour: float, name: str = "ErrorRate") -> Event:
+    return event(
+        name, f"Runbook: {RUNBOOK}", hour=hour, source="alertmanager",
+        event_type=f"alert.{kind}", author=None, more={"thread": name},
+    )  # fmt: skip
+
+
+def test_the_alert_the_page_and_the_thread_are_one_story_with_the_ticket() -> None:
+    story = [
+        alert("firing", hour=1),
+        page("triggered", hour=2),
+        page("acknowledged", hour=3),
+        said(f"We are paged, {PAGE}", hour=4),
+        said(f"{RUNBOOK} does not help", hour=5),
+        ticket("Vouchers count twice", hour=6, external_id="ENG-42"),
+        said("Tracked in ENG-42", hour=7),
+        event("Count a voucher once (#12)", "Fixes ENG-42", hour=8),
+        page("resolved", hour=9),
+        alert("resolved", hour=10),
+        said("All good again", hour=11),
+    ]
+    [found] = correlations(*story, chat("Ramen at noon", hour=5.5)).correlations
+    assert found.event_ids == [event.id for event in story]
+    assert found.title == "ENG-42: Vouchers count twice"
+    for step in ("reported by alertmanager", "discussed in slack", "opened in linear", "fixed by"):
+        assert step in found.text
+
+
+def test_a_page_that_two_stories_refer_to_makes_them_no_single_one() -> None:
+    two = [
+        ticket("Vouchers count twice", hour=1, external_id="ENG-42"),
+        said(f"ENG-42, see {RUNBOOK}", hour=2),
+        ticket("Seats are lost", hour=3, external_id="ENG-43"),
+        said(f"ENG-43, see {RUNBOOK}", hour=4, thread="C1:9"),
+        event("Runbook edited", hour=5, source="notion", event_type="page.updated", url=RUNBOOK),
+    ]
+    for found in correlations(*two).correlations:
+        assert len({"ENG-42", "ENG-43"} & set(found.references)) <= 1
+        assert not {two[0].id, two[2].id} <= set(found.event_ids)
+
+
+def test_an_address_is_no_headline() -> None:
+    [found] = correlations(page("triggered", hour=1), said(f"Look: {PAGE}", hour=2)).correlations
+    assert found.title == "Checkouts fail"

@@ -49,7 +49,12 @@ def _alert(alert: Any, body: Any) -> SourceEvent:
         priority=next((found for key in SEVERITY if (found := words(labels, key))), None),
         url=part(alert, "generatorURL"),
         occurred_at=part(alert, "endsAt") if resolved else began,
-        metadata=facts(status=status, alertname=name, labels=_labels(labels)),
+        metadata=facts(
+            status=status,
+            alertname=name,
+            thread=fingerprint_of(alert, labels),
+            alert_labels=_labels(labels),
+        ),
     )
 
 

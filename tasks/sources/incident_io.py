@@ -70,7 +70,7 @@ def _incident(data: Any, name: str) -> SourceEvent:
         occurred_at=part(incident, "created_at" if verb == "created" else "updated_at"),
         metadata=facts(
             identifier=words(incident, "reference"), status=now,
-            thread=words(incident, "slack_channel_id"), mode=words(incident, "mode"),
+            channel=words(incident, "slack_channel_id"), mode=words(incident, "mode"),
         ),
     )  # fmt: skip
 
@@ -118,7 +118,9 @@ def _alert(alert: Any) -> SourceEvent:
         priority=named.get("priority") or named.get("severity"),
         url=part(alert, "source_url"),
         occurred_at=part(alert, "resolved_at" if resolved else "created_at"),
-        metadata=facts(status=status, labels=[f"{key}={value}" for key, value in named.items()]),
+        metadata=facts(
+            status=status, alert_labels=[f"{key}={value}" for key, value in named.items()]
+        ),
     )
 
 
