@@ -5638,9 +5638,6 @@ cross join lateral jsonb_to_record(told.columns) as columns (
   pending_of_a_project bigint, pending_of_a_project_threshold bigint, pending_of_a_project_ok boolean,
   oldest_webhook interval, oldest_webhook_threshold interval, oldest_webhook_ok boolean,
   webhook_backlog bigint, webhook_backlog_threshold bigint, webhook_backlog_ok boolean,
-  oldest_delivery interval, oldest_delivery_threshold interval, oldest_delivery_ok boolean,
-  failed_deliveries bigint, failed_deliveries_threshold bigint, failed_deliveries_ok boolean,
-  refused_deliveries bigint, refused_deliveries_threshold bigint, refused_deliveries_ok boolean,
   oldest_transaction interval, oldest_transaction_threshold interval, oldest_transaction_ok boolean,
   oldest_xmin bigint, oldest_xmin_threshold bigint, oldest_xmin_ok boolean,
   oldest_prepared interval, oldest_prepared_threshold interval, oldest_prepared_ok boolean,
@@ -5651,7 +5648,11 @@ cross join lateral jsonb_to_record(told.columns) as columns (
   connections numeric, connections_threshold numeric, connections_ok boolean,
   transaction_ids bigint, transaction_ids_threshold bigint, transaction_ids_ok boolean,
   invalid_indexes bigint, invalid_indexes_threshold bigint, invalid_indexes_ok boolean,
-  retention_behind interval, retention_behind_threshold interval, retention_behind_ok boolean
+  retention_behind interval, retention_behind_threshold interval, retention_behind_ok boolean,
+  -- Since version 4. A view takes new columns at its end only.
+  oldest_delivery interval, oldest_delivery_threshold interval, oldest_delivery_ok boolean,
+  failed_deliveries bigint, failed_deliveries_threshold bigint, failed_deliveries_ok boolean,
+  refused_deliveries bigint, refused_deliveries_threshold bigint, refused_deliveries_ok boolean
 );
 comment on view ops.health is
   'Is all well? One row to look at first, and for a monitor to alert on when ok is false: failing names '

@@ -9,7 +9,6 @@ import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -18,6 +17,7 @@ from click.testing import CliRunner
 from conftest import Caller
 
 from app.__main__ import cli
+from app.migration import migrate
 
 
 class Site:
@@ -649,9 +649,9 @@ async def test_a_wrong_threshold_is_refused(
     assert not await site.sql.fetchval("select count(*) from ops.thresholds where chosen >= 0")
 
 
-async def test_a_threshold_survives_a_migration(site: Site, root: Path) -> None:
+async def test_a_threshold_survives_a_migration(site: Site, dsn: str) -> None:
     await site.threshold("oldest_pending", 42)
-    await site.sql.execute((root / "schema.sql").read_text())
+    await migrate(dsn)
     read = "select value from ops.thresholds where name = 'oldest_pending'"
     assert await site.sql.fetchval(read) == 42
 
