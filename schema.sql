@@ -23,6 +23,7 @@
 --   waiting_deliveries   those of them that are not mapped yet, as they came
 --   hook_counts      how much was sent and refused lately, by integration
 --   untracked_events events of resources that no project has yet
+--   import_cursors   how far the history of a resource has been imported, by what it is read from
 --   jobs             the truth about a request for an artifact; one row from 202 to the end
 --   job_events       the log of a job: one row per change that a client can see, seq is jobs.rev
 --   leases           one row per running attempt: who runs it and until when that counts
@@ -1055,6 +1056,31 @@ exception when others then
   end if;
   return sqlstate;
 end
+$$;
+
+-- What an import has read, so that the next one goes on there. Events are stored first, and once.
+create table if not exists import_cursors (
+  project_id uuid not null references projects on delete cascade,
+  source text not null references sources,
+  resource text not null check (length(resource) between 1 and 300),
+  stream text not null check (length(stream) between 1 and 64),  -- issues, comments, releases, …
+  since timestamptz,  -- what happened before was left out; null: nothing was
+  cursor text check (length(cursor) <= 300),  -- the source's own; null: it has none
+  etag text check (length(etag) <= 300),  -- of the last answer, by which the source knows it again
+  updated_at timestamptz not null default baton_now(),
+  primary key (project_id, source, resource, stream)
+);
+
+create or replace function save_import_cursor(
+  p_project_id uuid, p_source text, p_resource text, p_stream text, p_since timestamptz,
+  p_cursor text, p_etag text
+) returns void
+language sql as $$
+  insert into import_cursors (project_id, source, resource, stream, since, cursor, etag)
+  values (p_project_id, p_source, p_resource, p_stream, p_since, p_cursor, p_etag)
+  on conflict (project_id, source, resource, stream) do update
+  set since = excluded.since, cursor = excluded.cursor, etag = excluded.etag,
+    updated_at = excluded.updated_at
 $$;
 
 -- --- Restored copies ----------------------------------------------------------------------
@@ -6312,7 +6338,7 @@ grant execute on function  -- which views call, as their reader
 grant select on all tables in schema ops to baton_ops;
 grant execute on all functions in schema ops to baton_ops;
 select let_call('baton_ops',
-  'ingest_events', 'assert_project',  -- `baton import`
+  'ingest_events', 'assert_project', 'save_import_cursor',  -- `baton import`
   'hold_reason');
 
 do $$

@@ -8,24 +8,35 @@ import fcntl
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import click
 from setproctitle import setproctitle
 
-from app import __version__, demo, logs, operator, tracing
+from app import __version__, demo, github, logs, operator, tracing
 from app.background import stop_with_parent
 from app.cipher import make_key_file
 from app.connector import TRANSIENT
-from app.db import AHEAD, DatabaseError, applied_version, current_version, schema_fault
+from app.db import AHEAD, Database, DatabaseError, applied_version, current_version, schema_fault
 from app.embedded import EmbeddedPostgres, EmbeddedUnavailable
 from app.migration import migrate
 from app.settings import ConfigurationError, Settings
 from app.supervisor import CONFIGURATION_EXIT, supervise
-from app.terminal import Fault, base_url, dsn, opened, run_async, with_database
+from app.terminal import (
+    Fault,
+    base_url,
+    dsn,
+    find_project,
+    opened,
+    run_async,
+    with_database,
+    with_pool,
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -145,6 +156,48 @@ def mcp_command(
         mcp_server.serve_http(found, host or settings.host, port)
     else:
         run_async(mcp_server.serve_stdio(found, key or ""))
+
+
+@operator.import_group.command("github")
+@click.argument("repository", metavar="OWNER/REPO")
+@click.option("--project", "wanted", required=True, metavar="P", help="Id, slug or name.")
+@click.option("--since", metavar="WHEN", help="2026-01-31 or '2 weeks ago'; default: all of it.")
+@click.option(
+    "--url",
+    envvar="GITHUB_API_URL",
+    default=github.API,
+    show_default=True,
+    help="Of the REST API; of a GitHub Enterprise Server https://HOST/api/v3.",
+)
+@click.option("--token", envvar="GITHUB_TOKEN", hidden=True)  # not for a list of processes
+@click.pass_obj
+def import_github(
+    settings: Settings, repository: str, wanted: str, since: str | None, url: str, token: str | None
+) -> None:
+    """Turn issues, pull requests, reviews and releases into events; twice adds nothing.
+
+    GITHUB_TOKEN is needed; it has to be able to read contents, issues and pull requests.
+    """
+    # The mapping is the worker's, and only this command needs it here.
+    from tasks.mapping import rows
+    from tasks.sources.event import Delivery
+    from tasks.sources.github import events
+
+    def mapped(event: str, body: Mapping[str, Any]) -> list[dict[str, Any]]:
+        delivery = Delivery({"x-github-event": event}, body, datetime.now(UTC))
+        found = rows("github", delivery, events(delivery))
+        return [{key: value for key, value in row.items() if key != "in"} for row in found]
+
+    async def store(database: Database) -> github.Imported:
+        project = await find_project(database, wanted)
+        return await operator.import_from_github(
+            database, project, repository, rows=mapped, since=since, url=url, token=token
+        )
+
+    done = with_pool(settings, store)
+    click.echo(
+        f"{done.name}: {done.accepted} events imported, {done.duplicates} already there.", err=True
+    )
 
 
 @cli.command("migrate")

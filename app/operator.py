@@ -6,6 +6,8 @@ Keys and projects are functions of the schema `ops` as well; those commands only
 import asyncio
 import os
 import sys
+import time
+from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,6 +19,7 @@ from app.cipher import new_key
 from app.db import Database, applied_version, current_version, schema_fault
 from app.embedded import EmbeddedUnavailable, program
 from app.events import store
+from app.github import GitHub, GitHubError, Imported, Rows, import_repository, moment_of
 from app.history import NotARepository, open_history, read_events
 from app.schemas import BATCH_MAX
 from app.settings import Settings
@@ -155,6 +158,70 @@ def import_git(
 
     accepted, duplicates, name = with_pool(settings, store)
     click.echo(f"{name}: {accepted} events imported, {duplicates} already there.", err=True)
+
+
+class Bar:
+    """The progress of an import: a bar for each of its streams, on a terminal; waiting is told."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._bar: Any = None
+
+    def begin(self, stream: str, total: int) -> None:
+        self.end()
+        self._bar = click.progressbar(
+            length=total, label=f"{self._name} {stream}", file=sys.stderr
+        ).__enter__()
+
+    def advance(self, count: int) -> None:
+        bar = self._bar
+        if bar.pos + count > bar.length:  # more came while it was read
+            bar.length = bar.pos + count
+        bar.update(count)
+
+    def wait(self, seconds: float, why: str) -> None:
+        until = time.strftime("%H:%M:%S", time.localtime(time.time() + seconds))
+        click.echo(f"\n{why}; waiting until {until}.", err=True)
+
+    def end(self) -> None:
+        if self._bar is not None:
+            self._bar.__exit__(None, None, None)
+            self._bar = None
+
+
+async def import_from_github(
+    database: Database,
+    project: Any,
+    repository: str,
+    *,
+    rows: Rows,
+    since: str | None,
+    url: str,
+    token: str | None,
+) -> Imported:
+    """Import issues, pull requests, reviews and releases, with a bar on a terminal.
+
+    Args:
+        rows: what a delivery of GitHub's becomes, as it is stored.
+    """
+    if not token:
+        raise Fault("GITHUB_TOKEN: is needed, to read from GitHub with.")
+    try:
+        start = moment_of(since, datetime.now(UTC)) if since is not None else None
+    except (ValueError, OverflowError):
+        raise Fault(
+            f"--since: {since!r} is no past time; try 2026-01-31 or '2 weeks ago'."
+        ) from None
+    bar = Bar(repository)
+    try:
+        async with GitHub(token, url, bar) as connection:
+            return await import_repository(
+                connection, database, project, repository, rows=rows, progress=bar, since=start
+            )
+    except GitHubError as error:
+        raise Fault(str(error)) from None
+    finally:
+        bar.end()
 
 
 PASSED_ON = {"ignore_unknown_options": True, "allow_interspersed_args": False}

@@ -705,6 +705,15 @@ join users u on u.id = p.owner_id
 left join organizations o on o.id = p.organization_id
 order by p.created_at;
 
+-- name: import_cursor
+-- $1 project, $2 source, $3 resource, $4 stream.
+select since, cursor, etag from import_cursors
+where project_id = $1 and source = $2 and resource = $3 and stream = $4;
+
+-- name: save_import_cursor
+-- $1 project, $2 source, $3 resource, $4 stream, $5 since, $6 cursor, $7 etag.
+select save_import_cursor($1, $2, $3, $4, $5, $6, $7);
+
 -- name: all_keys
 -- For `baton key list`.
 select k.prefix, u.email, k.label, k.created_at, k.revoked_at

@@ -12,7 +12,7 @@ app.schemas app.sources
 app.history app.db app.migration app.queue app.sweeper app.retention app.errors app.wire app.guard
 app.exporter app.limits app.auth app.waits app.events app.jobs app.stream app.resources app.webhooks
 app.hooks app.openapi app.docs app.static app.main
-app.client app.mcp_server app.supervisor app.terminal app.operator app.demo
+app.client app.mcp_server app.supervisor app.terminal app.github app.operator app.demo
 tasks.sources.event
 tasks.outcomes tasks.breaker tasks.calls tasks.context tasks.entering
 tasks.lines tasks.sources.forge tasks.sources.github tasks.sources.gitlab tasks.sources.bitbucket

@@ -32,6 +32,7 @@ ASKED_BY = {
     "sweeper.py": (API, WORKER),
     "terminal.py": (OPS,),
     "operator.py": (OPS,),
+    "github.py": (OPS,),
     "demo.py": (OPS,),
     "__main__.py": (OPS,),
     "events.py": (API, OPS),  # `baton import` stores as the API does

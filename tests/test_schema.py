@@ -219,6 +219,12 @@ REFUSED = [
      "(integration_id, delivery_id) select id, '' from i"),
     ("hook_counts", "result", INTEGRATED + "insert into hook_counts select id, 'lost', now(), 1, "
      "now() from i"),
+    *(("import_cursors", about, "insert into import_cursors (project_id, source, resource, stream, "
+       f"cursor, etag) select id, 'github', {values} from projects")
+      for about, values in (
+          ("resource", "'', 's', null, null"), ("stream", "'r', '', null, null"),
+          ("cursor", "'r', 's', repeat('x', 301), null"),
+          ("etag", "'r', 's', null, repeat('x', 301)"))),
     *((table, "status", LOST.format(table, ROW.replace("}", ', "status": "lost"}')))
       for table in ("handoffs", "insights")),
 ]  # fmt: skip

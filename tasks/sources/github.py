@@ -185,6 +185,7 @@ def _pull_request(said: _Said) -> list[SourceEvent]:
         head_branch=head,
         merged_branch=head if merged else None,
         sha=sha_of(pull, "merge_commit_sha") if merged else None,
+        files=[path for item in parts(pull, "files") if (path := words(item, "filename"))],
         files_changed=number_of(pull, "changed_files"),
         draft=True if part(pull, "draft") is True else None,
         merged_by=words(pull, "merged_by", "login"),
