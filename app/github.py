@@ -158,7 +158,8 @@ class GitHub:
         }
         response = await self._answer(self._http.build_request("POST", url, json=body))
         found = _json(response)
-        repository = found.get("data") and found["data"].get("repository")
+        data = found.get("data") if isinstance(found, dict) else None
+        repository = data.get("repository") if isinstance(data, dict) else None
         if not isinstance(repository, dict):
             raise GitHubError(f"GitHub gives no answer about {owner}/{name} over GraphQL.")
         return repository

@@ -168,7 +168,7 @@ class Bar:
         self._bar: Any = None
 
     def begin(self, stream: str, total: int) -> None:
-        self.end()
+        self.end(whole=True)
         self._bar = click.progressbar(
             length=total, label=f"{self._name} {stream}", file=sys.stderr
         ).__enter__()
@@ -181,10 +181,14 @@ class Bar:
 
     def wait(self, seconds: float, why: str) -> None:
         until = time.strftime("%H:%M:%S", time.localtime(time.time() + seconds))
-        click.echo(f"\n{why}; waiting until {until}.", err=True)
+        above = "\n" if self._bar is not None and sys.stderr.isatty() else ""
+        click.echo(f"{above}{why}; waiting until {until}.", err=True)
 
-    def end(self) -> None:
+    def end(self, *, whole: bool = False) -> None:
         if self._bar is not None:
+            if whole:  # the total was about so many
+                self._bar.length = max(self._bar.pos, 1)
+                self._bar.update(self._bar.length - self._bar.pos)
             self._bar.__exit__(None, None, None)
             self._bar = None
 
@@ -215,9 +219,11 @@ async def import_from_github(
     bar = Bar(repository)
     try:
         async with GitHub(token, url, bar) as connection:
-            return await import_repository(
+            done = await import_repository(
                 connection, database, project, repository, rows=rows, progress=bar, since=start
             )
+            bar.end(whole=True)
+            return done
     except GitHubError as error:
         raise Fault(str(error)) from None
     finally:
