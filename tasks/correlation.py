@@ -38,6 +38,12 @@ STEP_WORDS = {
     ("pull", "open"): "taken up in", ("pull", "closed"): "closed in", ("pull", ""): "taken up in",
 }  # fmt: skip
 
+ENDED_WORDS = {
+    "build.failed": "broken in", "job.failed": "broken in", "build.succeeded": "built in",
+    "deployment.succeeded": "deployed by", "deployment.failed": "not deployed by",
+    "deployment.promoted": "promoted by", "deployment.rolled_back": "rolled back by",
+}  # fmt: skip
+
 Group = tuple[list[str], list[Signal]]  # what ties the events, and the events in order of time
 
 
@@ -113,7 +119,10 @@ def _tied(reading: Reading, *, across: bool) -> list[Group]:
         story.members.update(members)
         story.things |= things
     _complete(reading, stories, places)
-    return [(story.keys, sorted(story.members.values(), key=_when)) for story in stories]
+    return [
+        (sorted(story.keys, key=_own_rank), sorted(story.members.values(), key=_when))
+        for story in stories
+    ]
 
 
 def _complete(
@@ -255,6 +264,8 @@ def _step(signal: Signal, keys: Sequence[str]) -> tuple[str, str]:
             f"named in {source}{f' {line(signal.own)}' if signal.own else ''} on {date}",
             f"named{source}{signal.own}",
         )
+    if ended := ENDED_WORDS.get(signal.event.event_type):
+        return f"{ended} {source} on {date}", f"{ended}{source}"
     if signal.role in ("chat", "release", "other"):
         verb = {"chat": "discussed in", "release": "released in"}.get(signal.role, "mentioned in")
         return (

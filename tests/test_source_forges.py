@@ -256,6 +256,11 @@ def test_one_story_is_told_as_one_from_the_ticket_to_the_deployment() -> None:
     whole = max(found, key=lambda thread: len(thread.event_ids))
     assert set(whole.event_ids) == {event.id for event in events}
     assert whole.sources == ["linear", "github", "circleci", "vercel"]
+    assert whole.text == (
+        "ENG-42 was opened in linear on 2 Mar, taken up in acme/web#12 on 2 Mar, changed by "
+        "acme/web#12 on 2 Mar, broken in circleci on 2 Mar and deployed by vercel on 2 Mar. "
+        "Tied by ENG-42, acme/web#12 and 4f1c0d9"
+    )
 
 
 def test_the_squash_merge_of_a_pull_request_is_one_change_with_its_files() -> None:

@@ -33,8 +33,8 @@ UNTOLD = set_of(
 )
 PULL_VERBS = {"created": "opened", "fulfilled": "merged", "rejected": "closed"}
 REVIEWS = {
-    "approved": ("approval", "approved", "Approved: {}"),
-    "unapproved": ("approval", "unapproved", "Approval taken back: {}"),
+    "approved": ("approval", "approved", "Review of {}"),
+    "unapproved": ("approval", "unapproved", "Approval taken back on {}"),
     "changes_request_created": (
         "changes_request", "changes_requested", "Changes requested on {}"),
     "changes_request_removed": (

@@ -241,8 +241,8 @@ def _review(said: _Said) -> list[SourceEvent]:
         return [_talk(said, "review.dismissed", "Review dismissed", review, "dismissed", state)]
     if said.action != "submitted" or (state == "commented" and not words(review, "body")):
         return []
-    verdict = {"approved": "Approved", "changes_requested": "Changes requested"}
-    return [_talk(said, "review.submitted", verdict.get(state, "Reviewed"), review, "", state)]
+    lead = "Changes requested" if state == "changes_requested" else "Review"
+    return [_talk(said, "review.submitted", lead, review, "", state)]
 
 
 def _comment(said: _Said) -> list[SourceEvent]:
@@ -279,7 +279,7 @@ def _talk(said: _Said, event_type: str, lead: str, item: Any, verb: str, state: 
     about = words(subject, "title") or (sha or "")[:7]
     return SourceEvent(
         event_type=event_type,
-        title=f"{lead} on {about}" if lead not in ("Approved", "Reviewed") else f"{lead}: {about}",
+        title=f"{lead} {'of' if lead == 'Review' else 'on'} {about}",
         content=part(item, "body"),
         external_id=numbered(said.resource, number, *pieces) if number else of_commit,
         resource=said.resource,

@@ -34,9 +34,9 @@ ISSUE_VERBS = {"open": "opened", "close": "closed", "reopen": "reopened"}
 MERGE_VERBS = ISSUE_VERBS | {"merge": "merged"}
 VERBS = ISSUE_VERBS | {"create": "created", "update": "updated", "delete": "deleted"}
 REVIEWS = {
-    "approved": ("approved", "Approved"), "approval": ("approved", "Approved"),
-    "unapproved": ("unapproved", "Approval taken back"),
-    "unapproval": ("unapproved", "Approval taken back"),
+    "approved": ("approved", "Review of"), "approval": ("approved", "Review of"),
+    "unapproved": ("unapproved", "Approval taken back on"),
+    "unapproval": ("unapproved", "Approval taken back on"),
 }  # fmt: skip
 DEPLOYED = {"success": "succeeded", "failed": "failed"}
 
@@ -172,7 +172,7 @@ def _review(body: Any, resource: Resource | None, state: str, lead: str) -> Sour
     # Of an approval GitLab tells twice: of one person's, and that all who must have given theirs.
     return SourceEvent(
         event_type="review.submitted",
-        title=f"{lead}: {words(item, 'title')}",
+        title=f"{lead} {words(item, 'title')}",
         external_id=_numbered(resource, "merge_request", item, "review", state, who, at),
         resource=resource,
         branch=words(item, "target_branch"),
