@@ -511,6 +511,9 @@ async def test_since_leaves_out_what_was_before_and_a_later_run_may_go_further_b
     assert await importer.ids() == few
     await importer.run()
     assert await importer.ids() == ALL
+    importer.forge.thing(6, 61)  # opened before, and never left out by what was read so far
+    await importer.run(START + timedelta(minutes=60))
+    assert "acme/web#6:issue.opened" in await importer.ids()
 
 
 @pytest.mark.parametrize(

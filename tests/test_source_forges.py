@@ -162,6 +162,9 @@ def test_facts_without_a_number_of_their_own_get_no_id_that_others_would_share()
     }
     (row,) = rows("github", Delivery({"x-github-event": "pull_request"}, body, NOW))
     assert (row["event_type"], row["external_id"]) == ("pull_request.opened", None)
+    published = {"action": "published", "release": {"tag_name": "v1"}, "repository": REPOSITORY}
+    (row,) = rows("github", Delivery({"x-github-event": "release"}, published, NOW))
+    assert (row["title"], row["external_id"]) == ("v1", None)
 
 
 def test_a_leaked_secret_is_told_without_the_secret() -> None:
@@ -261,6 +264,13 @@ def test_one_story_is_told_as_one_from_the_ticket_to_the_deployment() -> None:
         "acme/web#12 on 2 Mar, broken in circleci on 2 Mar and deployed by vercel on 2 Mar. "
         "Tied by ENG-42, acme/web#12 and 4f1c0d9"
     )
+
+
+def test_the_branch_of_an_open_request_names_its_ticket() -> None:
+    events = story()[:2]
+    (thread,) = correlations(*events).correlations
+    assert thread.references[0] == "ENG-42"
+    assert len(thread.event_ids) == 2
 
 
 def test_the_squash_merge_of_a_pull_request_is_one_change_with_its_files() -> None:
