@@ -53,9 +53,10 @@ VERBS = {
 FIRST_WORDS = {word: kind for kind, words in VERBS.items() for word in words.split()}
 STEMMED = {stem(word): kind for word, kind in FIRST_WORDS.items()}
 NOISE = re.compile(
-    r"^(?:\(no (?:message|subject)\)$|v?\d+(?:\.\d+){1,3}\S{0,12}$|(?:prepare |bump "
-    r"|new )?(?:version|release)\b.{0,12}\d|release notes\b|(?:prepare|prep|cut|tag|start"
-    r"|draft)\b.{0,30}\brelease\b|bump version|version bump|back to (?:dev|work)|(?:update|tweak"
+    r"^(?:\(no (?:message|subject)\)$|(?:message|comment) deleted$"
+    r"|v?\d+(?:\.\d+){1,3}\S{0,12}$|(?:prepare |bump |new )?(?:version|release)\b.{0,12}\d"
+    r"|release notes\b|(?:prepare|prep|cut|tag|start|draft)\b.{0,30}\brelease\b|bump version"
+    r"|version bump|back to (?:dev|work)|(?:update|tweak"
     r"|tidied up|fix|draft|regenerate)d? (?:the )?(?:change ?log|release notes)|changelog\b|wip\b"
     r"|fixup!|squash!|amend!|oops\b|typos?\b|(?:.{0,40}\b)?typos?$|fix (?:a |some |the )?(?:typos?"
     r"|lint|format|formatting|ci|tests?|build)\b|(?:ran|run|apply|applied) (?:black|ruff|prettier"

@@ -32,6 +32,8 @@ IMAGE = re.compile(r"!\[[^\[\]]{0,200}\]\([^()\s]{0,500}\)")
 LINK = re.compile(r"\[([^\[\]]{1,200})\]\([^()\s]{0,500}(?:\s[^()]{0,100})?\)")
 SLACK_LINK = re.compile(r"<(?:https?://|mailto:|#)[^<>|\s]{1,500}\|([^<>]{1,200})>")
 SLACK_MENTION = re.compile(r"<[@!][^<>\s]{1,80}>,?\s{0,2}")
+# Somebody whose name the source did not send, as Slack and Discord count people.
+ACCOUNT_MENTION = re.compile(r"@(?<![\w@]@)(?:[UW][A-Z0-9]{8,11}|\d{17,20})\b,?\s{0,2}")
 URL = re.compile(r"<?https?://[^\s<>()\[\]\"'`|]{1,500}>?")
 MAIL = re.compile(r"<?\b([A-Za-z0-9._+-]{1,64})@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){1,4}>?")
 BLOB = re.compile(r"[A-Za-z0-9+/=_-]{80,20000}")  # base64 and minified text, never a word
@@ -74,7 +76,7 @@ def cleaned(text: str) -> str:
     if "://" in text:
         text = URL.sub(lambda found: _short_url(found[0]), text)
     if "@" in text:
-        text = MAIL.sub(r"\1", text)
+        text = ACCOUNT_MENTION.sub("", MAIL.sub(r"\1", text))
     if len(text) > 80:
         text = BLOB.sub("", text)
     if "**" in text or "__" in text or "~~" in text:

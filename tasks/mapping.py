@@ -19,16 +19,27 @@ from app.schemas import Metadata
 from app.sources import Malformed, read_body
 from tasks.sources import (
     alertmanager,
+    asana,
+    bitbucket,
     bitbucket,
     buildkite,
+    buildkite,
+    circleci,
     circleci,
     cloudevents,
+    discord,
     github,
+    github,
+    gitlab,
     gitlab,
     grafana,
     incident_io,
+    jira,
+    linear,
+    notion,
     pagerduty,
     sentry,
+    slack,
     vercel,
 )
 from tasks.sources.event import Delivery, SourceEvent
@@ -42,15 +53,21 @@ MEMBERS = 200  # of metadata that is too much, which are looked at
 
 MAPPINGS: Mapping[str, Events] = {
     "alertmanager": alertmanager.events,
+    "asana": asana.events,
     "bitbucket": bitbucket.events,
     "buildkite": buildkite.events,
     "circleci": circleci.events,
+    "discord": discord.events,
     "github": github.events,
     "gitlab": gitlab.events,
     "grafana": grafana.events,
     "incident_io": incident_io.events,
+    "jira": jira.events,
+    "linear": linear.events,
+    "notion": notion.events,
     "pagerduty": pagerduty.events,
     "sentry": sentry.events,
+    "slack": slack.events,
     "vercel": vercel.events,
 }
 

@@ -43,6 +43,8 @@ BOT = re.compile(
     r"allcontributors|codecov|mergify|semantic-release-bot|imgbot|web-flow)\b|\bbot$",
     re.I,
 )
+# A person or a program as Slack, Discord, Notion and Asana count them, who has no name here.
+ACCOUNT = re.compile(r"[UWB][A-Z0-9]{8,11}|\d{15,20}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 CHAT_SOURCES = set_of(
     "slack discord microsoft_teams gmail microsoft_outlook intercom fireflies zoom google_meet "
     "microsoft_teams_meetings fathom"
@@ -59,6 +61,8 @@ ASKING = set_of("requested ready")  # a review, which is then still to come
 TICKETS = set_of("issue ticket task bug story card epic")
 # What tools for incidents tell that is none: work left behind, and how they are set up.
 BESIDE = set_of("task service postmortem")
+# What trackers tell that is no ticket, and so is neither left open nor done.
+PLANS = set_of("project cycle sprint version document initiative milestone portfolio goal form")
 URGENCY = {"urgent": 3, "critical": 3, "blocker": 3, "highest": 3, "p0": 3, "fatal": 3, "1": 3,
            "high": 2, "p1": 2, "error": 2, "major": 2, "2": 2}  # fmt: skip
 
@@ -153,7 +157,7 @@ def role_of(event: Event, metadata: Mapping[str, object]) -> tuple[str, str]:
         return ("change", "closed") if "merged" in spoken else ("pull", state)
     if spoken & {"commit", "commits", "push", "merge", "merged"}:
         return "change", ""
-    if spoken & TICKETS or event.source in TRACKERS:
+    if spoken & TICKETS or (event.source in TRACKERS and not spoken & PLANS):
         return "ticket", state
     if event.source in CHAT_SOURCES:
         return "chat", ""
@@ -171,7 +175,7 @@ def _author(event: Event, metadata: Mapping[str, object]) -> tuple[str, bool]:
     """Who did it, as written, and whether that is a program."""
     raw = CONTROLS.sub("", event.author or "").strip()
     name = " ".join(raw.split())[:120]
-    if name.casefold().replace(" ", "_") == event.source:
+    if name.casefold().replace(" ", "_") == event.source or ACCOUNT.fullmatch(name):
         name = ""  # an importer that knew no better
     bot = bool(BOT.search(name)) or metadata.get("bot") is True or metadata.get("is_bot") is True
     return name, bot

@@ -15,10 +15,12 @@ app.hooks app.openapi app.docs app.static app.main
 app.client app.mcp_server app.supervisor app.terminal app.github app.operator app.demo
 tasks.sources.event
 tasks.outcomes tasks.breaker tasks.calls tasks.context tasks.entering
-tasks.lines tasks.sources.forge tasks.sources.github tasks.sources.gitlab tasks.sources.bitbucket
-tasks.sources.circleci tasks.sources.buildkite tasks.sources.vercel
+tasks.lines tasks.sources.body tasks.sources.forge tasks.sources.github tasks.sources.gitlab
+tasks.sources.bitbucket tasks.sources.circleci tasks.sources.buildkite tasks.sources.vercel
 tasks.sources.generic tasks.sources.sentry tasks.sources.pagerduty tasks.sources.incident_io
 tasks.sources.alertmanager tasks.sources.grafana tasks.sources.cloudevents
+tasks.sources.slack tasks.sources.discord tasks.sources.linear tasks.sources.jira
+tasks.sources.notion tasks.sources.asana
 tasks.references tasks.paths tasks.kinds tasks.cues tasks.signals tasks.statements
 tasks.changes tasks.reading tasks.passages tasks.areas
 tasks.handoff tasks.notes tasks.onboarding tasks.architecture tasks.correlation tasks.question

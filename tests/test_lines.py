@@ -16,6 +16,7 @@ from tasks.lines import line, sentences_of, words
         ("mail ada@example.com", "mail ada"),
         ("#12 is broken", "(#12) is broken"),
         ("<@U123> look at <https://host/x|the log>", "look at the log"),
+        ("@U061F7AUR could you look, @80351110224678912?", "could you look, ?"),
         ("an ` odd tick", "an odd tick"),
         ("/<database>/-/query stays", "/<database>/-/query stays"),
         ("<!-- template", ""),

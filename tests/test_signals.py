@@ -40,6 +40,8 @@ def test_a_revert_knows_what_it_reverts() -> None:
         ("github", "review.submitted", {"state": "changes_requested"}, "chat", ""),
         ("linear", "issue.created", {}, "ticket", "open"),
         ("linear", "issue.updated", {"state": "Done"}, "ticket", "closed"),
+        ("linear", "document.created", {}, "other", "open"),
+        ("jira", "sprint.closed", {}, "other", "closed"),
         ("sentry", "issue.created", {}, "incident", "open"),
         ("pagerduty", "incident.resolved", {}, "incident", "closed"),
         ("slack", "message", {}, "chat", ""),
@@ -51,6 +53,12 @@ def test_an_event_type_tells_role_and_state(
 ) -> None:
     read = signal("Login loops", source=source, event_type=event_type, metadata=metadata)
     assert (read.role, read.state) == (role, state)
+
+
+def test_who_has_no_name_is_not_called_by_a_number() -> None:
+    for account in ("U2147483697", "53908099506183680", "c7c11cca-1d73-471d-9b6e-bdef51470190"):
+        assert signal("Fix x", author=account).author == ""
+    assert signal("Fix x", author="Ursula").author == "Ursula"
 
 
 def test_bots_are_told_from_people() -> None:
