@@ -40,6 +40,19 @@ REFERENCE_SUFFIX = re.compile(
     re.I,
 )
 ANY_SUFFIX = re.compile(r"[,;]?\s*[(\[]\s?(?:#\d{1,7}(?:,\s?)?){1,8}[)\]]\s*\.?$")
+# What has addresses of several forms, and the one that stands for all of them. A message of Slack
+# stands for its thread.
+SAME_PAGE_HOSTS = ("slack.com", "app.asana.com", "notion.so", "notion.com")
+SAME_PAGES = {
+    re.compile(pattern): one
+    for pattern, one in (
+        (r"[^/]*/archives/(\w+)/p\d+\?(?:.{0,200}&)?thread_ts=([\d.]+)", r"slack.com/\1/\2"),
+        (r"[^/]*/archives/(\w+)/p(\d{10})(\d{6})", r"slack.com/\1/\2.\3"),
+        (r"app\.slack\.com/client/\w+/(\w+)/thread/\w+-([\d.]+)", r"slack.com/\1/\2"),
+        (r"app\.asana\.com/(?:0/\d+|1/\d+/(?:project/\d+/)?task)/(\d+)", r"app.asana.com/\1"),
+        (r"[^/]*notion[^/]*/(?:[^?]{0,300}[/-])?([0-9a-f]{32})\?", r"notion.so/\1"),
+    )
+}
 # A reference as it stands in prose; a pattern to build others from.
 KEY = (
     r"(?:[\w./-]{0,80}#\d{1,7}|GH-\d{1,7}|@[\w-]{1,40}"
@@ -196,14 +209,22 @@ def _ticket(key: str) -> str:
 
 
 def address_of(url: str) -> str:
-    """A web address as a reference: host and path, when the path is more than a landing page."""
+    """A web address as a reference: host and path, when the path is more than a landing page.
+
+    What has addresses of several forms has one reference: a Slack thread, a task, a page.
+    """
+    url = url.strip("<>").rstrip(".,;:!?").casefold()
     try:
-        parts = urlsplit(url.strip("<>").rstrip(".,;:!?"))
+        parts = urlsplit(url)
     except ValueError:
         return ""
     path = parts.path.rstrip("/")
+    if parts.netloc.endswith(SAME_PAGE_HOSTS):
+        for pattern in SAME_PAGES:
+            if found := pattern.match(f"{parts.netloc}{path}?{parts.query}"):
+                return found.expand(SAME_PAGES[pattern])
     # What such a page shows stands behind its path: a graph of anything, a search for anything.
     anything = parts.query and path.rpartition("/")[2] in QUERIED
     if anything or parts.fragment.startswith(("/", "!/")):
         return ""
-    return f"{parts.netloc}{path}".casefold() if len(path) > 4 else ""
+    return f"{parts.netloc}{path}" if len(path) > 4 else ""

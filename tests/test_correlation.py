@@ -26,6 +26,20 @@ def test_a_shared_key_ties_sources_and_is_told_in_order_of_time() -> None:
     assert len(found.event_ids) == 3
 
 
+def test_replies_belong_to_what_their_thread_is_about() -> None:
+    talk = {"more": {"thread": "backend:1"}}
+    draft = correlations(
+        ticket("Login loops on Safari", hour=1, external_id="ENG-42"),
+        chat("Anyone looking at ENG-42?", hour=2, **talk),
+        chat("It is the cookie, we should set SameSite", hour=3, **talk),
+        chat("Lunch anyone at noon", hour=4, more={"thread": "backend:4"}),
+        event("Set SameSite=Lax (#12)", "Fixes ENG-42", hour=5),
+    )
+    [found] = draft.correlations
+    assert "discussed in slack (backend) on 2 Mar (2 times)" in found.text
+    assert len(found.event_ids) == 4
+
+
 def test_a_branch_that_holds_a_key_ties_its_commit() -> None:
     draft = correlations(
         ticket("Login loops on Safari", external_id="ENG-42"),

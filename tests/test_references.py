@@ -1,5 +1,6 @@
 """What an event refers to."""
 
+import pytest
 from stories import signal
 
 
@@ -23,6 +24,32 @@ def test_a_bare_number_in_a_chat_belongs_to_no_repository_yet() -> None:
     read = signal("look at #12", source="slack", event_type="message", resource="backend")
     assert read.references == ()
     assert read.unresolved == ("#12",)
+
+
+@pytest.mark.parametrize(
+    ("addresses", "one"),
+    [
+        (
+            "https://acme.slack.com/archives/C024BE91L/p1355517523000005 "
+            "https://acme.slack.com/archives/C024BE91L/p1355517601000007"
+            "?thread_ts=1355517523.000005&cid=C024BE91L "
+            "https://app.slack.com/client/T1/C024BE91L/thread/C024BE91L-1355517523.000005.",
+            "slack.com/c024be91l/1355517523.000005",
+        ),
+        (
+            "https://app.asana.com/0/0/120217885427 https://app.asana.com/0/77/120217885427/f "
+            "https://app.asana.com/1/5/project/77/task/120217885427?focus=true",
+            "app.asana.com/120217885427",
+        ),
+        (
+            "https://www.notion.so/0ef104cd477e80e18571cfd10e92339a "
+            "https://www.notion.so/acme/How-we-ship-0ef104cd477e80e18571cfd10e92339a?pvs=4",
+            "notion.so/0ef104cd477e80e18571cfd10e92339a",
+        ),
+    ],
+)
+def test_one_page_has_one_reference_whatever_its_address(addresses: str, one: str) -> None:
+    assert signal("Look", addresses).references == (one,)
 
 
 def test_the_text_has_no_prefix_and_no_trailing_references() -> None:
