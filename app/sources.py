@@ -708,7 +708,7 @@ SENDERS: Mapping[str, Sender] = {
         ),
         proofs=(_hmac("sentry-hook-signature"),),
         reads=_sentry,
-        keeps=("sentry-hook-resource",),
+        keeps=("sentry-hook-resource", "sentry-hook-timestamp"),
         secret_from="source",
     ),
     "pagerduty": Sender(

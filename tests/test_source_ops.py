@@ -149,6 +149,13 @@ def test_an_alert_of_sentry_has_the_address_of_its_issue() -> None:
     assert issue.resource and error.resource and issue.resource.id == error.resource.id
 
 
+def test_what_became_of_an_issue_happened_when_sentry_sent_it() -> None:
+    given = delivery(PAYLOADS / "sentry" / "issue.resolved.json")
+    at = {**given.headers, "sentry-hook-timestamp": "1772445600"}
+    [event] = sentry.events(Delivery(at, given.body, NOW))
+    assert moment(event.occurred_at) == datetime(2026, 3, 2, 10, tzinfo=UTC)
+
+
 def test_many_errors_of_one_issue_in_a_day_are_one_event() -> None:
     given = json.loads((PAYLOADS / "sentry" / "error.created.json").read_text())
     headers = {"sentry-hook-resource": "error"}

@@ -7,6 +7,7 @@ Not told: what happens to the installation itself. An error is told once for eac
 day: Sentry sends every occurrence.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from tasks.sources.event import Delivery, Resource, SourceEvent, moment
@@ -28,7 +29,10 @@ def events(delivery: Delivery) -> list[SourceEvent]:
         data = part(body, "data")
         named = ".".join(each for each in (kind or "event", words(body, "action")) if each)
         return [told(data, named, _project(part(data, "issue")))]
-    return [reader(body, part(body, "data"), words(body, "action"))]
+    made = reader(body, part(body, "data"), words(body, "action"))
+    # Of what became of an issue the body says no time.
+    sent = delivery.headers.get("sentry-hook-timestamp")
+    return [made if moment(made.occurred_at) else replace(made, occurred_at=sent)]
 
 
 def _kind(body: Any) -> str:
