@@ -208,7 +208,7 @@ def _told(keys: Sequence[str], members: Sequence[Signal]) -> Correlation:
     for signal in members:
         steps.setdefault(_step(signal, keys), []).append(signal)
     parts = [
-        what + (f" ({len(by)} times)" if len(by) > 1 else "")
+        what + (f" ({times} times)" if (times := _times(by)) > 1 else "")
         for (what, _), by in _telling(steps).items()
     ]
     best = min(
@@ -246,6 +246,11 @@ def _telling(steps: Mapping[tuple[str, str], list[Signal]]) -> dict[tuple[str, s
         seen[role] += 1
     kept = set(sorted(ranks, key=ranks.__getitem__)[:STEPS_MAX])
     return {step: by for step, by in steps.items() if step in kept}
+
+
+def _times(by: Sequence[Signal]) -> int:
+    """How often a step was taken; a request, its merge and its commits are one change."""
+    return len({s.pull or s.event.id if s.role == "change" else s.event.id for s in by})
 
 
 def _step(signal: Signal, keys: Sequence[str]) -> tuple[str, str]:
