@@ -724,6 +724,27 @@ language sql stable as $$
   select (live_secrets(p_integration_id, 'token'))[1]
 $$;
 
+-- By which integrations of a source a user may post there: the user's own, and those of the user's
+-- organizations. The token is to be decrypted.
+create or replace function chat_accounts(p_user_id uuid, p_source text) returns table (
+  integration_id uuid, workspace_id text, token bytea
+) language sql stable as $$
+  select id, workspace_id, token
+  from (
+    select i.id, nullif(i.workspace_id, '') as workspace_id, read_integration_token(i.id) as token
+    from integrations i
+    where i.source = p_source and i.enabled
+      and case
+        when i.organization_id is null then i.user_id = p_user_id
+        else exists (
+          select from members m
+          where m.organization_id = i.organization_id and m.user_id = p_user_id)
+        end
+  ) a
+  where token is not null
+  order by id
+$$;
+
 -- Keep the secret that the source made, if the integration has none yet: whoever comes later with
 -- another one is not the source. Answers whether it was kept.
 create or replace function keep_first_secret(p_integration_id uuid, p_value bytea) returns boolean
@@ -6304,7 +6325,7 @@ select let_call('baton_api',
   'check_states', 'admit', 'revoked_keys', 'take_wait_slot', 'keep_wait_slots', 'assert_project', 'ingest_events',
   'submit_job', 'cancel_job', 'retry_job', 'delete_job',
   'create_webhook', 'update_webhook', 'delete_webhook', 'rotate_webhook_secret',
-  'read_webhook_secret', 'attempts_of', 'replay_webhook',
+  'read_webhook_secret', 'attempts_of', 'replay_webhook', 'chat_accounts',
   'hook_integrations', 'store_hook_deliveries', 'count_hooks');
 select let_call('baton_api, baton_worker',
   'read_integration_token', 'keep_first_secret');

@@ -67,6 +67,8 @@ def configure(style: str) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     # Procrastinate reports each ticket at INFO; a job's own events already say it once.
     logging.getLogger("procrastinate").setLevel(logging.WARNING)
+    # It tells every address that is called, and where Slack takes a file is a secret.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import (
+    channels,
     errors,
     events,
     hooks,
@@ -43,6 +44,7 @@ from app import (
 )
 from app.auth import authenticate
 from app.background import background, watch_loop
+from app.chat import Chat
 from app.cipher import Cipher
 from app.db import applied_version, open_database, schema_fault
 from app.docs import page
@@ -299,6 +301,40 @@ OPERATIONS = (
         tag="Projects and events",
     ),
     Operation(
+        method="GET",
+        path=f"{P}/discord/channels",
+        handler=channels.list_discord_channels,
+        response=schemas.ChannelList,
+        errors=(403,),
+        tag="Chat",
+    ),
+    Operation(
+        method="POST",
+        path=f"{P}/discord/send",
+        handler=channels.send_to_discord,
+        body=schemas.PostRequest,
+        response=schemas.Posted,
+        errors=(403,),
+        tag="Chat",
+    ),
+    Operation(
+        method="GET",
+        path=f"{P}/slack/channels",
+        handler=channels.list_slack_channels,
+        response=schemas.ChannelList,
+        errors=(403,),
+        tag="Chat",
+    ),
+    Operation(
+        method="POST",
+        path=f"{P}/slack/send",
+        handler=channels.send_to_slack,
+        body=schemas.PostRequest,
+        response=schemas.Posted,
+        errors=(403,),
+        tag="Chat",
+    ),
+    Operation(
         method="POST",
         path=f"{P}/webhooks",
         handler=webhooks.create_webhook,
@@ -440,7 +476,10 @@ def create_app(settings: Settings) -> Starlette:
             app.state.reads = jobs.reads(database)
             app.state.hub = hub
             app.state.wait_slots = slots
-            app.state.intake = intake = hooks.Intake(database, bell, Cipher.from_settings(settings))
+            app.state.cipher = cipher = Cipher.from_settings(settings)
+            app.state.intake = intake = hooks.Intake(database, bell, cipher)
+            app.state.chat = chat = Chat(settings)
+            stack.push_async_callback(chat.close)
             stop_waiting = _stop_waiting(app.state.stopping, hub)
             async with (
                 background(hub.run()),

@@ -157,6 +157,7 @@ TAGS = {
     "Ask": "Ask for an artifact, follow the job that makes it, end it, try again.",
     "Artifacts": "Handoffs and insights that are there.",
     "Projects and events": "What the key may see, and the activity that artifacts are made from.",
+    "Chat": "Post texts and artifacts into channels of Discord and Slack.",
     "Webhooks": "Who is told how jobs end, and what became of each message.",
     "Health": "Whether the service is up; needs no key.",
 }
@@ -565,6 +566,15 @@ EXAMPLES: dict[type[BaseModel], Any] = {
             }
         }
     },
+    schemas.PostRequest: {
+        "channel_id": "41771983423143937",
+        "artifact": "last_handoff",
+        "project_id": _ID,
+    },
+    schemas.ChannelList: {
+        "channels": [{"id": "41771983423143937", "name": "general", "topic": "24/7 chat"}]
+    },
+    schemas.Posted: {"ok": True, "message_id": "334385199974967042"},
     schemas.WebhookRequest: {"project_id": _ID, "url": "https://hooks.example.com/baton"},
     schemas.WebhookChange: {"enabled": True},
     schemas.WebhookResponse: {"webhook": _WEBHOOK},

@@ -806,3 +806,7 @@ select seq, delivery_id, source, headers, body, received_at from take_deliveries
 -- name: end_deliveries
 -- $1 integration id, $2 seqs, $3 events, $4 why they become none. Null, or a SQLSTATE: not done.
 select end_deliveries($1, $2, $3, $4);
+
+-- name: chat_accounts
+-- $1 user, $2 source. By what the user may post there; the token is encrypted.
+select integration_id, workspace_id, token from chat_accounts($1, $2);

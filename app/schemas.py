@@ -52,6 +52,13 @@ ErrorCode = Literal[
 ]
 Outcome = Literal["succeeded", "failed", "cancelled", "timed_out", "expired"]
 ArtifactStatus = Literal["active", "archived"]
+LastArtifact = Literal[
+    "last_handoff",
+    "last_correlation",
+    "last_onboarding",
+    "last_architecture",
+    "last_release_notes",
+]
 
 # The longest accepted texts, in characters. A title is a line, a content is a long message.
 TITLE_MAX = 1_000
@@ -59,6 +66,7 @@ CONTENT_MAX = 100_000
 NAME_MAX = 300
 URL_MAX = 2_000
 BATCH_MAX = 1_000  # events in one request
+POST_MAX = 2_000  # of a message, as Discord takes it
 METADATA_DEPTH = 16
 METADATA_VALUES = 2_000
 
@@ -360,6 +368,21 @@ class WebhookChange(Strict):
     enabled: bool | None = None
     url: WebhookUrl | None = None
     types: WebhookTypes | None = None
+
+
+class PostRequest(Strict):
+    """What to post: a text, or an artifact as a Markdown file, and into which channel."""
+
+    channel_id: Annotated[str, StringConstraints(min_length=1, max_length=64)]
+    content: Annotated[str, StringConstraints(max_length=POST_MAX, pattern=r"\S")] | None = Field(
+        None, description="Pings nobody, whatever it says."
+    )
+    handoff_id: str | None = None
+    insight_id: str | None = None
+    artifact: LastArtifact | None = Field(
+        None, description="The newest active one of the project that `project_id` names."
+    )
+    project_id: str | None = Field(None, description="With `artifact`, and only with it.")
 
 
 class Query(BaseModel):
@@ -808,6 +831,27 @@ class WebhookResponse(Shape):
     """The webhook as it now is."""
 
     webhook: Webhook
+
+
+class Channel(Shape):
+    """Where one can post."""
+
+    id: str
+    name: str
+    topic: str | None
+
+
+class ChannelList(Shape):
+    """The channels of all servers or workspaces that the key may post into."""
+
+    channels: list[Channel]
+
+
+class Posted(Shape):
+    """It is there."""
+
+    ok: Literal[True]
+    message_id: str
 
 
 class WebhookWithSecret(Shape):

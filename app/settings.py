@@ -38,6 +38,10 @@ _KINDS = {
 }
 
 
+DISCORD_URL = "https://discord.com/api/v10"
+SLACK_URL = "https://slack.com/api"
+
+
 class ConfigurationError(Exception):
     """The environment is wrong; the message has one line per fault."""
 
@@ -76,6 +80,8 @@ class Settings:
     attempt_timeout: float = 110.0  # seconds; clients are told to wait 120
     limits: Limits = Limits()
     log: str = "json"
+    discord_url: str = DISCORD_URL
+    slack_url: str = SLACK_URL
     public_url: str | None = None  # where sources reach this API; None: where it listens
     secret_keys: tuple[str, ...] = field(default=(), repr=False)  # see app/cipher.py
     webhook_allow: tuple[Network, ...] = ()  # may get webhooks although they are not public
@@ -155,6 +161,10 @@ class Settings:
                 "text or json",
                 "text|json",
             ),
+            discord_url=private("BATON_DISCORD_URL", "http://host/path or https://…", _URL)
+            or DISCORD_URL,
+            slack_url=private("BATON_SLACK_URL", "http://host/path or https://…", _URL)
+            or SLACK_URL,
             public_url=(
                 private("BATON_PUBLIC_URL", "http://host/path or https://…", _URL) or ""
             ).rstrip("/")

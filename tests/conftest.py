@@ -24,6 +24,7 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 import httpx
 import pytest
+from chat_servers import ChatServer
 from starlette.applications import Starlette
 
 from app import embedded
@@ -311,6 +312,14 @@ async def served(app: Starlette, *, port: int = 0, **options: Any) -> AsyncItera
             server.stop()
         await running
         listener.close()
+
+
+@pytest.fixture
+async def chat() -> AsyncIterator[ChatServer]:
+    """A server that is Discord and Slack."""
+    server = ChatServer()
+    async with served(server.app) as server.url:
+        yield server
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 LISTED = """
 app.logs app.settings app.cipher app.metrics app.tracing app.background app.connector app.embedded
-app.schemas app.sources
+app.schemas app.sources app.chat
 app.history app.db app.migration app.queue app.sweeper app.retention app.errors app.wire app.guard
-app.exporter app.limits app.auth app.waits app.events app.jobs app.stream app.resources app.webhooks
-app.hooks app.openapi app.docs app.static app.main
+app.exporter app.limits app.auth app.waits app.events app.jobs app.stream app.resources
+app.channels app.webhooks app.hooks app.openapi app.docs app.static app.main
 app.client app.mcp_server app.supervisor app.terminal app.github app.operator app.demo
 tasks.sources.event
 tasks.outcomes tasks.breaker tasks.calls tasks.context tasks.entering
@@ -48,12 +48,14 @@ SHARED = {  # all that tasks/ may see of app/
     "app.retention",
     "app.schemas",
     "app.sources",
+    "app.chat",
 }
 SIBLINGS = {
     "app.events",
     "app.jobs",
     "app.stream",
     "app.resources",
+    "app.channels",
     "app.webhooks",
     "app.hooks",
 }  # never each other

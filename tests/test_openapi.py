@@ -8,12 +8,14 @@ import asyncpg
 import httpx
 import orjson
 import pytest
+from chat_servers import GENERAL, TALK, ChatServer, chat_settings, connect
 from conftest import Caller, Workers
 from jsonschema import Draft202012Validator, FormatChecker  # type: ignore[import-untyped]
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from pydantic import BaseModel, TypeAdapter
 from referencing import Registry
 from referencing.jsonschema import DRAFT202012
+from starlette.applications import Starlette
 from starlette.routing import Route
 from test_worker import running
 
@@ -21,11 +23,16 @@ from app.docs import page
 from app.main import OPERATIONS, create_app
 from app.openapi import ERRORS, EXAMPLES, HEADERS, TAGS, WEBHOOK_HEADERS, Operation, document
 from app.schemas import Job, JobResponse, JobStart, WebhookMessage, WebhookType
-from app.settings import Settings
+from app.settings import Limits, Settings
 from app.static import FILES
 from tasks.delivery import Delivery
 
 DOCUMENT = document(OPERATIONS)
+
+
+@pytest.fixture
+def app(dsn: str, limits: Limits, chat: ChatServer) -> Starlette:
+    return create_app(Settings(database_url=dsn, limits=limits, **chat_settings(chat)))
 
 
 def described(operation: Operation) -> dict[str, Any]:
@@ -166,8 +173,10 @@ def test_operation_ids_are_unique() -> None:
 
 
 async def test_what_the_service_answers_is_what_the_document_says(
-    caller: Caller, base_url: str, drain: Any, worker: Workers
+    caller: Caller, base_url: str, sql: asyncpg.Connection, drain: Any, worker: Workers
 ) -> None:
+    for source in ("discord", "slack"):
+        await connect(sql, caller.user_id, source)
     await caller.ingest(
         {"title": "Add a cache", "resource": "acme/web", "branch": "main", "author": "Ada"}
     )
@@ -197,6 +206,8 @@ async def test_what_the_service_answers_is_what_the_document_says(
         "update_insight": {"status": "archived"},
         "create_webhook": {"project_id": caller.project_id, "url": "https://hooks.example/1"},
         "answer_question": {"question": "What about the cache?"},
+        "send_to_discord": {"channel_id": GENERAL, "content": "Done."},
+        "send_to_slack": {"channel_id": TALK, "content": "Done."},
     }
     for operation in sorted(OPERATIONS, key=lambda o: o.method == "DELETE"):
         path = operation.path.format(
