@@ -18,9 +18,11 @@ import asyncpg
 
 from app import metrics
 from app.connector import listen
-from app.db import Connection, Database, DatabaseError
+from app.db import Connection, Database, DatabaseError, Unavailable
+from app.logs import trace
 from app.queue import DELIVERIES
-from tasks.mapping import generic, map_delivery, read, rows
+from tasks.mapping import generic, map_delivery, read
+from tasks.sources.event import Delivery
 
 log = logging.getLogger("baton.worker")
 
@@ -31,7 +33,7 @@ EACH = 50  # deliveries of an integration in a round
 EACH_BYTES = 1024 * 1024  # of their bodies, but for the first
 OFF_LOOP = 64 * 1024  # bytes from which bodies are mapped in a thread
 BATCH = 1_000  # events that are stored at once
-TRIES = 5  # of an integration's oldest delivery, until it is taken for what makes them fail
+TRIES = 10  # of an integration's oldest delivery, until it is taken for what makes them fail
 FIRST = "00000000-0000-0000-0000-000000000000"
 
 
@@ -70,16 +72,11 @@ class Mapper:
         for integration_id in found:
             try:
                 mapped += await self._map_some(integration_id)
-            except DatabaseError as error:
-                failed = self._failed[integration_id] = self._failed.get(integration_id, 0) + 1
-                log.warning(
-                    "deliveries not mapped",
-                    extra={
-                        "integration_id": integration_id,
-                        "cause": type(error.__cause__ or error).__name__,
-                        "failed": failed,
-                    },
-                )
+            except Exception as error:  # whatever it is, the others have their turn
+                if not _passes(error):
+                    self._failed[integration_id] = self._failed.get(integration_id, 0) + 1
+                told = {"integration_id": integration_id, "trace": trace(error)}
+                log.warning("deliveries not mapped", extra=told)
             else:
                 self._failed.pop(integration_id, None)
         return mapped
@@ -119,9 +116,20 @@ class Mapper:
                 return 0
             if failed >= TRIES:
                 await _put_aside(connection, integration_id, taken[0])
+            elif failed == TRIES - 1:
+                await _end(connection, integration_id, [taken[0]["seq"]], _generic(taken[0]))
+                _count(taken[0], "generic")
             else:
                 await _map_all(connection, integration_id, taken)
         return len(taken)
+
+
+def _passes(error: Exception) -> bool:
+    """Is it the database's trouble and not the delivery's? A statement that takes too long may be
+    either; when it does so again and again, while others do not, it is the delivery's."""
+    return isinstance(error, Unavailable) and not isinstance(
+        error.__cause__, asyncpg.QueryCanceledError
+    )
 
 
 async def _map_all(
@@ -213,15 +221,15 @@ async def _end(
 
 
 def _rows(delivery: asyncpg.Record) -> list[dict[str, Any]]:
-    source = delivery["source"]
-    given = read(delivery["headers"], delivery["body"], delivery["received_at"])
-    return rows(source, given, map_delivery(source, given))
+    return map_delivery(delivery["source"], _read(delivery))
 
 
 def _generic(delivery: asyncpg.Record) -> list[dict[str, Any]]:
-    source = delivery["source"]
-    given = read(delivery["headers"], delivery["body"], delivery["received_at"])
-    return rows(source, given, generic(source, given))
+    return generic(delivery["source"], _read(delivery))
+
+
+def _read(delivery: asyncpg.Record) -> Delivery:
+    return read(delivery["headers"], delivery["body"], delivery["received_at"])
 
 
 def _count(delivery: asyncpg.Record, result: str) -> None:

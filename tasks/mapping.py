@@ -76,8 +76,9 @@ def read(headers: Mapping[str, str], body: bytes, received_at: datetime) -> Deli
     return Delivery(headers, value, received_at)
 
 
-def map_delivery(source: str, delivery: Delivery) -> list[SourceEvent]:
-    """The events of a delivery, by the mapping of its source or as CloudEvents; if that fails, one.
+def map_delivery(source: str, delivery: Delivery) -> list[dict[str, Any]]:
+    """The events of a delivery as the database takes them, by the mapping of its source or as
+    CloudEvents; if that fails, one.
 
     What has no mapping is read for what is usual in any JSON.
     """
@@ -85,33 +86,26 @@ def map_delivery(source: str, delivery: Delivery) -> list[SourceEvent]:
     if cloudevents.are_in(delivery):
         mapping = cloudevents.events
     try:
-        return list(mapping(delivery))
+        return [_row(source, delivery, event) for event in mapping(delivery)]
     except Exception as error:  # a fault of ours, or a shape that nobody has seen yet
         log.error("mapping failed", extra={"source": source, "trace": trace(error)})
         return generic(source, delivery)
 
 
-def generic(source: str, delivery: Delivery) -> list[SourceEvent]:
+def generic(source: str, delivery: Delivery) -> list[dict[str, Any]]:
     """The one event of what no mapping knows."""
     kept = {"headers": sorted(delivery.headers.items()), "body": delivery.body}
     digest = hashlib.sha256(orjson.dumps(kept, option=orjson.OPT_SORT_KEYS)).hexdigest()
-    return [
-        SourceEvent(
-            event_type=f"{source}.received",
-            title=f"Something happened in {source}",
-            external_id=f"delivery:{digest}",
-        )
-    ]
+    event = SourceEvent(
+        event_type=f"{source}.received",
+        title=f"Something happened in {source}",
+        external_id=f"delivery:{digest}",
+    )
+    return [_row(source, delivery, event)]
 
 
-def rows(source: str, delivery: Delivery, events: Sequence[SourceEvent]) -> list[dict[str, Any]]:
-    """As the database takes them, which is in bounds whatever the mapping made."""
-    found = []
-    for event in events:
-        row = event.row(source, delivery.received_at)
-        row["metadata"] = bounded(event.metadata)
-        found.append(row)
-    return found
+def _row(source: str, delivery: Delivery, event: SourceEvent) -> dict[str, Any]:
+    return {**event.row(source, delivery.received_at), "metadata": bounded(event.metadata)}
 
 
 def bounded(metadata: Mapping[str, Any]) -> dict[str, Any]:

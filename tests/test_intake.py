@@ -3,8 +3,8 @@
 import asyncio
 import json
 import secrets
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import asyncpg
@@ -197,6 +197,37 @@ async def test_what_the_database_refuses_blocks_nothing_and_is_told(
     assert await sql.fetchval("select count(*) from waiting_deliveries") == 0
 
 
+@pytest.mark.parametrize("made", [None, [None], ["x"], [SourceEvent], "raises"])
+async def test_whatever_a_mapping_makes_the_delivery_becomes_an_event(
+    api: Database, mapper: Mapper, integrate: Integrate, sql: asyncpg.Connection, made: Any
+) -> None:
+    mapping.MAPPINGS["github"] = lambda delivery: made  # type: ignore[index]
+    await deliver(api, await integrate(), {"title": "a"})
+    await mapper.drain()
+    assert await titles(sql) == ["Something happened in github"]
+
+
+async def test_what_cannot_even_be_written_blocks_nothing(
+    api: Database, mapper: Mapper, integrate: Integrate, sql: asyncpg.Connection
+) -> None:
+    """A lone surrogate, which is no UTF-8."""
+    other = await integrate()
+    integration = await integrate()
+
+    def told(delivery: Delivery) -> list[SourceEvent]:
+        title = "\ud800" if delivery.body["title"] == "bad" else delivery.body["title"]
+        return [SourceEvent(event_type="a", title=title, external_id=None)]  # type: ignore[arg-type]
+
+    mapping.MAPPINGS["github"] = told  # type: ignore[index]
+    await deliver(api, integration, {"title": "a"}, {"title": "bad"}, {"title": "b"})
+    await deliver(api, other, {"title": "other"})
+    await mapper.map_round()
+    assert await titles(sql) == ["other"]
+    while await sql.fetchval("select count(*) from waiting_deliveries"):
+        await mapper.map_round()
+    assert sorted(await titles(sql)) == ["Something happened in github", "a", "b", "other"]
+
+
 async def test_what_takes_too_long_again_and_again_is_put_aside(
     api: Database,
     mapper: Mapper,
@@ -208,17 +239,40 @@ async def test_what_takes_too_long_again_and_again_is_put_aside(
     integration = await integrate()
     await sql.execute(
         "create function stuck() returns trigger language plpgsql as $$ begin "
-        "if new.title = 'slow' then raise 'late' using errcode = '57014'; end if; return new; "
-        "end $$; create trigger stuck before insert on events for each row execute function stuck()"
+        "if new.title ~ 'slow|Something' then raise 'late' using errcode = '57014'; end if; "
+        "return new; end $$; create trigger stuck before insert on events for each row execute function stuck()"
     )
     await deliver(api, integration, {"title": "slow"}, {"title": "a"}, {"title": "b"})
     rounds = 0
     while await sql.fetchval("select count(*) from waiting_deliveries"):
         await mapper.map_round()
         rounds += 1
-    assert rounds <= intake.TRIES + 2
+    assert rounds <= intake.TRIES + 3
     assert await titles(sql) == ["a", "b"]
     assert await sql.fetchval("select count(*) from hook_deliveries where error ~ 'in time'") == 1
+
+
+async def test_while_the_database_is_away_no_delivery_is_taken_for_what_fails(
+    api: Database,
+    mapper: Mapper,
+    integrate: Integrate,
+    sql: asyncpg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await deliver(api, await integrate(), {"title": "a"})
+    monkeypatch.setattr(intake, "TRIES", 2)
+    with monkeypatch.context() as away:
+        away.setattr(mapper._database, "transaction", _away)
+        for _ in range(4):
+            assert await mapper.map_round() == 0
+    await mapper.drain()
+    assert await titles(sql) == ["a"]
+
+
+@asynccontextmanager
+async def _away() -> AsyncIterator[Any]:
+    raise Unavailable("It is away.")
+    yield
 
 
 async def test_a_delivery_of_very_many_events_is_stored_in_parts(
