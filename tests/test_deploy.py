@@ -344,7 +344,7 @@ def texts() -> Iterator[str]:
 def test_all_processes_together_find_room_in_the_database(root: Path) -> None:
     """Each at its most, with one more of each during a rollout."""
     api = main.POOL_SIZE + 1  # the one that listens
-    working = worker.POOL_SIZE + worker.ATTEMPTS_POOL_SIZE + 1
+    working = worker.POOL_SIZE + worker.ATTEMPTS_POOL_SIZE + 2  # for tickets, and for deliveries
     replicas = KUBERNETES["Deployment baton-api"]["spec"]["replicas"]
     limited = sum(role.get("connectionLimit", 0) for role in MANAGED)
     reserved = 3 + 5  # for superusers, and what the operator itself opens

@@ -240,7 +240,8 @@ async def test_what_takes_too_long_again_and_again_is_put_aside(
     await sql.execute(
         "create function stuck() returns trigger language plpgsql as $$ begin "
         "if new.title ~ 'slow|Something' then raise 'late' using errcode = '57014'; end if; "
-        "return new; end $$; create trigger stuck before insert on events for each row execute function stuck()"
+        "return new; end $$; "
+        "create trigger stuck before insert on events for each row execute function stuck()"
     )
     await deliver(api, integration, {"title": "slow"}, {"title": "a"}, {"title": "b"})
     rounds = 0
