@@ -86,7 +86,7 @@ def map_delivery(source: str, delivery: Delivery) -> list[dict[str, Any]]:
     if cloudevents.are_in(delivery):
         mapping = cloudevents.events
     try:
-        return [_row(source, delivery, event) for event in mapping(delivery)]
+        return rows(source, delivery, mapping(delivery))
     except Exception as error:  # a fault of ours, or a shape that nobody has seen yet
         log.error("mapping failed", extra={"source": source, "trace": trace(error)})
         return generic(source, delivery)
@@ -101,11 +101,15 @@ def generic(source: str, delivery: Delivery) -> list[dict[str, Any]]:
         title=f"Something happened in {source}",
         external_id=f"delivery:{digest}",
     )
-    return [_row(source, delivery, event)]
+    return rows(source, delivery, [event])
 
 
-def _row(source: str, delivery: Delivery, event: SourceEvent) -> dict[str, Any]:
-    return {**event.row(source, delivery.received_at), "metadata": bounded(event.metadata)}
+def rows(source: str, delivery: Delivery, events: Sequence[SourceEvent]) -> list[dict[str, Any]]:
+    """Events as the database takes them: in bounds whatever the mapping made."""
+    return [
+        {**event.row(source, delivery.received_at), "metadata": bounded(event.metadata)}
+        for event in events
+    ]
 
 
 def bounded(metadata: Mapping[str, Any]) -> dict[str, Any]:
