@@ -19,6 +19,7 @@
 --   event_facets     the distinct values that events hold, so that filters need no scan of events
 --   integrations, integration_secrets   what sends activity by itself, and what it proves that with
 --   resources        the repositories, channels and boards of an integration: which project each is of
+--   people           what a source calls people of whom it sends ids
 --   hook_deliveries  what an integration has sent, once each
 --   waiting_deliveries   those of them that are not mapped yet, as they came
 --   hook_counts      how much was sent and refused lately, by integration
@@ -769,9 +770,19 @@ create table if not exists resources (
   default_branch text check (length(default_branch) between 1 and 300),
   created_at timestamptz not null default baton_now(),
   last_event_at timestamptz not null default baton_now(),
+  asked_at timestamptz,  -- when the source was last asked for the name; null: never
   primary key (integration_id, id)
 );
 create index if not exists resources_project on resources (project_id);
+alter table resources add column if not exists asked_at timestamptz;
+
+create table if not exists people (
+  integration_id uuid not null references integrations on delete cascade,
+  id text not null check (length(id) between 1 and 300),  -- events.author
+  name text check (length(name) between 1 and 300),  -- null: the source was asked in vain, or is
+  asked_at timestamptz not null default baton_now(),
+  primary key (integration_id, id)
+);
 
 -- What has been sent, as long as the source may send it again.
 create table if not exists hook_deliveries (
@@ -1013,11 +1024,14 @@ begin
   from jsonb_array_elements(v_events) with ordinality a (e, n)
   order by e #>> '{in,id}', n desc
   on conflict (integration_id, id) do update
-  set name = excluded.name, type = excluded.type, last_event_at = excluded.last_event_at,
+  -- A source that calls it by its id has not forgotten the name that is known.
+  set name = case when excluded.name = excluded.id then r.name else excluded.name end,
+    type = excluded.type, last_event_at = excluded.last_event_at,
     default_branch = coalesce(excluded.default_branch, r.default_branch)
   -- Not for every batch: what is busy would be written many times a second.
   where r.last_event_at < excluded.last_event_at - interval '10 seconds'
-    or (r.name, r.type) <> (excluded.name, excluded.type)
+    or (r.name, r.type) <> (
+      case when excluded.name = excluded.id then r.name else excluded.name end, excluded.type)
     or r.default_branch is distinct from coalesce(excluded.default_branch, r.default_branch);
   perform from resources
   where integration_id = v_integration.id
@@ -1047,6 +1061,103 @@ begin
   get diagnostics v_new = row_count;
   return v_stored + v_new;
 end
+$$;
+
+-- Channels and people whose names Slack is to be asked, with the token for it: channels that have
+-- sent something, and who has written lately. Whoever takes one asks for it; while it has no name it
+-- is offered again a day later. One worker at a time finds some.
+create or replace function take_nameless(p_limit int)
+returns table (integration_id uuid, type text, id text, token bytea) language plpgsql as $$
+#variable_conflict use_column
+declare
+  v_then constant timestamptz := baton_now() - interval '1 day';
+begin
+  if hold_reason() is not null
+    or not pg_try_advisory_xact_lock(hashtextextended('baton names', 0)) then
+    return;
+  end if;
+  return query
+  with able as materialized (
+    select i.id as integration_id, read_integration_token(i.id) as token
+    from integrations i
+    where i.source = 'slack' and i.enabled
+  ),
+  nameless as (
+    select a.integration_id, 'channel' as type, r.id
+    from able a
+    join resources r on r.integration_id = a.integration_id
+    where a.token is not null and r.type = 'channel' and r.name = r.id
+      and coalesce(r.asked_at < v_then, true)
+    union all
+    select distinct a.integration_id, 'person', e.author
+    from able a
+    join (
+      select distinct integration_id, project_id from resources where project_id is not null
+    ) r on r.integration_id = a.integration_id
+    cross join lateral (
+      select author from events
+      where project_id = r.project_id and source = 'slack'
+      order by occurred_at desc, id desc
+      limit 500
+    ) e
+    where a.token is not null and e.author ~ '^[UW][A-Z0-9]{7,11}$' and not exists (
+      select from people p
+      where p.integration_id = a.integration_id and p.id = e.author
+        and (p.name is not null or p.asked_at >= v_then))
+  ),
+  taken as materialized (
+    select n.*
+    from (
+      select *, row_number() over (partition by integration_id order by type, id) as nth
+      from nameless
+    ) n
+    order by n.nth, n.integration_id
+    limit p_limit
+  ),
+  channels as (
+    update resources r set asked_at = baton_now()
+    from taken t
+    where t.type = 'channel' and r.integration_id = t.integration_id and r.id = t.id
+  ),
+  persons as (
+    insert into people as p (integration_id, id)
+    select t.integration_id, t.id from taken t where t.type = 'person'
+    on conflict (integration_id, id) do update set asked_at = excluded.asked_at
+  )
+  select t.integration_id, t.type, t.id, a.token
+  from taken t
+  join able a on a.integration_id = t.integration_id
+  order by t.nth, t.integration_id;
+end
+$$;
+
+-- What artifacts of a project say instead of ids. A repository keeps its own, by which all refer to it.
+create or replace function names_in(p_project_id uuid)
+returns table (type text, known_as text, name text) language sql stable as $$
+  select 'resource', r.id, min(r.name)
+  from resources r
+  where r.project_id = p_project_id and r.type <> 'repository' and r.name <> r.id
+  group by r.id
+  union all
+  select 'person', p.id, min(p.name)
+  from people p
+  where p.name is not null
+    and p.integration_id in (select integration_id from resources where project_id = p_project_id)
+  group by p.id
+$$;
+
+-- What Slack has answered: a name, or that it is to be asked again in so many seconds.
+create or replace function name_it(
+  p_integration_id uuid, p_type text, p_id text, p_name text, p_again double precision
+) returns void language sql as $$
+  update resources
+  set name = coalesce(left(p_name, 300), name),
+    asked_at = coalesce(baton_now() - interval '1 day' + make_interval(secs => p_again), asked_at)
+  where p_type = 'channel' and integration_id = p_integration_id and id = p_id;
+  update people
+  set name = coalesce(left(p_name, 300), name),
+    asked_at = coalesce(baton_now() - interval '1 day' + make_interval(secs => p_again), asked_at)
+  where p_type = 'person' and integration_id = p_integration_id and id = p_id;
 $$;
 
 -- Store the events of deliveries and wait for these no more. With p_error they have become none, and
@@ -6348,7 +6459,7 @@ select let_call('baton_worker',
   'release_job', 'park_job', 'hold_job', 'crash_job', 'unknown_tickets', 'beat', 'stop_worker',
   'apply_retention', 'search_events', 'enter_events',
   'claim_webhooks', 'webhook_attempted', 'release_webhook',
-  'waiting_integrations', 'take_deliveries', 'end_deliveries');
+  'waiting_integrations', 'take_deliveries', 'end_deliveries', 'take_nameless', 'name_it', 'names_in');
 
 -- A person. Neither digests of keys nor what signs webhooks; all changes are functions of ops.
 grant usage on schema ops to baton_ops;

@@ -615,12 +615,14 @@ cross join lateral (
 -- $1 project, $2 sources or null, $3 filters, $4 since (exclusive), $5 until, $6 repository or
 -- null, $7 limit. Newest first. A filter of a source narrows that source and no other. Source by
 -- source, so that a rare one among many events is found by its index, and its newest 30 are there
--- whatever the others do. Contents are cut to two million characters together, 2,000 each at least;
+-- whatever the others do. Channels, boards and people have the names that are known of them, while
+-- a repository keeps its id, by which others refer to it. Contents are cut to two million characters together, 2,000 each at least;
 -- metadata of more than 16 kB compressed, which nobody means, stays out.
 select
   id, source, event_type, title,
   left(content, least(20000, greatest(2000, 2000000 / count(*) over ()))::int) as content,
-  external_id, resource, branch, priority, author, url,
+  external_id, coalesce(called.name, resource) as resource, branch, priority,
+  coalesce(known.name, author) as author, url,
   case when pg_column_size(metadata) <= 16384 then metadata else '{}' end as metadata, occurred_at
 from (
   select e.*
@@ -645,6 +647,8 @@ from (
   order by e.nth > 30, e.occurred_at desc, e.id desc
   limit $7
 ) e
+left join names_in($1) called on called.type = 'resource' and called.known_as = resource
+left join names_in($1) known on known.type = 'person' and known.known_as = author
 order by occurred_at desc, id desc;
 
 -- name: enter_events
@@ -655,12 +659,15 @@ select enter_events($1, $2);
 -- $1 project, $2 question, $3 sources or null, $4 filters, $5 since (exclusive), $6 until, $7 limit. What
 -- speaks about the question, best first, cut as in events_in_scope.
 select
-  e.id, source, event_type, title, left(content, 20000) as content, external_id, resource, branch,
-  priority, author, url,
+  e.id, source, event_type, title, left(content, 20000) as content, external_id,
+  coalesce(called.name, resource) as resource, branch, priority,
+  coalesce(known.name, author) as author, url,
   case when pg_column_size(metadata) <= 16384 then metadata else '{}' end as metadata, occurred_at,
   s.score
 from search_events($1, $2, $3, $4, $5, $6, $7) s
 join events e on e.id = s.id
+left join names_in($1) called on called.type = 'resource' and called.known_as = resource
+left join names_in($1) known on known.type = 'person' and known.known_as = author
 order by s.score desc, e.occurred_at desc, e.id desc;
 
 -- name: has_key
@@ -798,6 +805,14 @@ select count_hooks($1, $2, $3);
 -- name: waiting_integrations
 -- $1 the id after which to begin, $2 limit.
 select id from waiting_integrations($1, $2) as id;
+
+-- name: take_nameless
+-- $1 how many.
+select integration_id::text, type, id, token from take_nameless($1);
+
+-- name: name_it
+-- $1 integration, $2 channel or person, $3 id, $4 name or null, $5 seconds until asked again or null.
+select name_it($1, $2, $3, $4, $5);
 
 -- name: take_deliveries
 -- $1 integration id, $2 limit, $3 bytes. They wait until end_deliveries in the same transaction.

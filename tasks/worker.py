@@ -20,6 +20,7 @@ from procrastinate.worker import Worker
 
 from app import __version__, metrics
 from app.background import background, watch_loop
+from app.cipher import Cipher
 from app.connector import AsyncpgConnector
 from app.db import Database, DatabaseError, Unavailable, open_database
 from app.exporter import Exporter, listening
@@ -32,6 +33,7 @@ from tasks.delivery import Deliverer
 from tasks.entering import enter_events
 from tasks.executor import Executor
 from tasks.intake import Mapper
+from tasks.naming import Namer
 from tasks.outbound import Outbound
 from tasks.providers import Provider, open_provider
 
@@ -365,6 +367,8 @@ async def run_worker(settings: Settings) -> None:
         await stack.enter_async_context(background(executor.renew_forever()))
         await stack.enter_async_context(background(deliverer.run()))
         await stack.enter_async_context(background(Mapper(database).run()))
+        namer = Namer(database, Cipher.from_settings(settings))
+        await stack.enter_async_context(background(namer.run()))
         await stack.enter_async_context(background(executor.report_forever()))
         await stack.enter_async_context(background(watch_loop()))
         if settings.worker_metrics:

@@ -28,7 +28,7 @@ tasks.extractive
 tasks.selection tasks.tokens tasks.briefs
 tasks.providers tasks.prompts tasks.replies tasks.chat tasks.openai_chat
 tasks.anthropic_chat tasks.drafting tasks.plain tasks.render tasks.generate tasks.isolated
-tasks.executor tasks.outbound tasks.delivery tasks.mapping tasks.intake
+tasks.executor tasks.outbound tasks.delivery tasks.mapping tasks.intake tasks.naming
 tasks.worker
 app.__main__
 """

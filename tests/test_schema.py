@@ -215,6 +215,9 @@ REFUSED = [
       for about, values in (
           ("id", "'', 'n', 't', null"), ("name", "'r', '', 't', null"),
           ("type", "'r', 'n', '', null"), ("default_branch", "'r', 'n', 't', ''"))),
+    *(("people", about, INTEGRATED + "insert into people (integration_id, id, name) "
+       f"select id, {values} from i")
+      for about, values in (("id", "'', 'n'"), ("name", "'U1', ''"))),
     ("hook_deliveries", "delivery_id", INTEGRATED + "insert into hook_deliveries "
      "(integration_id, delivery_id) select id, '' from i"),
     ("hook_counts", "result", INTEGRATED + "insert into hook_counts select id, 'lost', now(), 1, "
