@@ -2505,13 +2505,16 @@ create or replace trigger events_noted after insert on events
   referencing new table as added for each statement execute function note_events();
 
 -- Enter events that wait: of a project the newest, and all that others enter just now is waited for;
--- or, without one, of any. Answers how many there were.
+-- or, without one, of any, but none in a database that is held. Answers how many there were.
 create or replace function enter_events(p_project_id uuid, p_limit int) returns int
 language plpgsql as $$
 declare
   v_ids uuid[];
 begin
   if p_project_id is null then
+    if hold_reason() is not null then
+      return 0;
+    end if;
     v_ids := array(
       select id from search_entries where terms is null limit p_limit for update skip locked);
   else

@@ -24,10 +24,11 @@ pytestmark = pytest.mark.timeout(240)  # the rows are made in the setup of the f
 
 SETTLED = 6  # executions; from the sixth on PostgreSQL may keep one plan for all arguments
 PROJECTS, EVENTS, JOBS, ARTIFACTS = 50, 1_000_000, 200_000, 20_000
+ENTRIES = 100_000  # of the newest events: 2,000 of each project, in 18 days
 # Tables that grow with use. Seven in ten events of a project are commits of GitHub, two in ten
 # come from Slack, one from Linear; one in 100,000 from Sentry; the first of a thousand is a tag.
 BIG = ["events", "jobs", "handoffs", "insights", "charges", "procrastinate_jobs", "job_due"]
-BIG += ["provider_calls", "webhook_deliveries", "webhook_attempts"]
+BIG += ["provider_calls", "webhook_deliveries", "webhook_attempts", "search_entries"]
 
 GENERATE = f"""
 set session_replication_role = replica;
@@ -96,6 +97,13 @@ insert into webhook_deliveries (job_id, project_id, url, type, payload, state, n
     from jobs where result_id is not null limit {ARTIFACTS}
   ) j;
 insert into webhook_attempts (delivery_id, at, ms) select id, now(), 1 from webhook_deliveries;
+insert into search_entries (id, project_id, source, at, words, terms)
+  select id, project_id, source, occurred_at, 5, array[
+    k || 'Aevent', k || 'Aord' || n % 7, k || 'Alength', k || 'Bacme/web', k || 'C' || n / 500]
+  from (
+    select *, search_key(project_id) as k, row_number() over (order by occurred_at desc) as n
+    from events order by occurred_at desc limit {ENTRIES}
+  ) e;
 """
 
 
@@ -112,7 +120,8 @@ def big(cluster: str, template: str) -> Iterator[str]:
         # Indexes of the biggest table are built once, at the end, rather than kept up.
         indexes = await connection.fetch(
             "select indexrelid::regclass::text as name, pg_get_indexdef(indexrelid) as text "
-            "from pg_index where indrelid = 'events'::regclass and not indisprimary"
+            "from pg_index where indrelid = any ('{events,search_entries}'::regclass[]) "
+            "and not indisprimary"
         )
         await connection.execute("".join(f"drop index {index['name']};" for index in indexes))
         await connection.execute(GENERATE)
@@ -303,3 +312,60 @@ async def test_a_long_line_of_one_project_is_not_read_to_serve_a_job(
     await conn.execute(LINE)
     read, scanned, plan = await measured(conn, queries()[name].rstrip(";"), arguments)
     assert scanned == 0 and read <= pages, plan
+
+
+async def fetched(conn: asyncpg.Connection, statement: str, arguments: tuple[Any, ...]) -> int:
+    """Rows of search_entries that a settled statement reads by an index; none by a scan."""
+    await conn.execute(f"prepare q as {statement}")
+    once = f"savepoint s; execute q({', '.join(map(literal, arguments))}); rollback to savepoint s"
+    for _ in range(SETTLED):
+        await conn.execute(once)
+    counted = (
+        "select idx_tup_fetch::int as fetched, seq_tup_read::int as scanned "
+        "from pg_stat_xact_user_tables where relname = 'search_entries'"
+    )
+    before = await conn.fetchrow(counted)
+    await conn.execute(f"{once}; deallocate q")
+    after = await conn.fetchrow(counted)
+    assert before is not None and after is not None
+    assert after["scanned"] == before["scanned"]
+    return int(after["fetched"] - before["fetched"])
+
+
+@pytest.mark.parametrize(
+    ("question", "own"),
+    [
+        ("43", 10),  # which stands in as many entries of each of the others
+        ("zebra", 0),
+        ("event", 1_478),
+        ("43 event zebra length", 2 * 1_478 + 10),
+    ],
+)
+async def test_a_question_reads_the_entries_of_its_own_project_that_have_its_words(
+    conn: asyncpg.Connection, question: str, own: int
+) -> None:
+    since = "2026-06-21 12:00:00Z"
+    arguments = (P, question, None, NO_FILTER, since, LATE, 60)
+    rows = await fetched(conn, queries()["events_about"].rstrip(";"), arguments)
+    # The entries of these 14 days are counted, by another index.
+    assert own <= rows <= own + 1_478 + 20
+
+
+WAITING = f"""
+update search_entries set terms = null where ctid in (
+  select ctid from search_entries where project_id <> '{P}' limit 5000);
+update search_entries set terms = null where ctid in (
+  select ctid from search_entries where project_id = '{P}' limit 100);
+"""
+
+
+async def test_entering_reads_what_waits_and_of_a_project_only_its_own(
+    conn: asyncpg.Connection,
+) -> None:
+    enter = queries()["enter_events"].rstrip(";")
+    assert await fetched(conn, enter, (None, 250)) == 0
+    assert await fetched(conn, enter, (P, 250)) == 0
+    await conn.execute(WAITING)
+    # Each is read, locked and written.
+    assert 100 <= await fetched(conn, enter, (P, 250)) <= 400
+    assert 250 <= await fetched(conn, enter, (None, 250)) <= 1_000

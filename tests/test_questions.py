@@ -5,13 +5,14 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
 import httpx
 import pytest
-from conftest import Caller, Workers
+from conftest import Caller, Workers, connected
 from test_injection import (
     CANARY,
     FOREIGN_ONLY,
@@ -24,11 +25,16 @@ from test_injection import (
 from test_worker import running as workers_running
 
 from app import jobs
+from app.background import background
+from app.db import Database
 from app.schemas import HandoffDraft, QuestionDraft, rfc3339
+from app.settings import NO_LIMITS, Settings
+from tasks import entering
 from tasks.calls import Calls
 from tasks.context import Context
 from tasks.providers import Completion, Provider
 from tasks.question import searched
+from tasks.worker import run_worker
 
 Running = Callable[..., contextlib.AbstractAsyncContextManager[None]]
 
@@ -384,6 +390,100 @@ async def test_an_obedient_provider_answers_nothing_that_acts_or_is_another_s(
     is_inert_document(stored["markdown"])
 
 
+# --- What workers enter as it comes --------------------------------------------------------
+
+
+async def entered(sql: asyncpg.Connection, count: int) -> None:
+    """Wait until so many events can be found without anybody's asking."""
+    async with asyncio.timeout(20):
+        while await sql.fetchval("select count(terms) from search_entries") < count:
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop looks again at once."""
+    monkeypatch.setattr(entering, "IDLE", 0.02)
+
+
+async def test_a_worker_enters_what_comes_before_anybody_asks(
+    dsn: str, caller: Caller, sql: asyncpg.Connection, hurried: None
+) -> None:
+    await caller.ingest({"title": "The login broke"})
+    async with background(run_worker(Settings(database_url=dsn))):
+        await entered(sql, 1)
+        await caller.ingest({"title": "Nobody can pay"}, {"title": "Lunch"})
+        await entered(sql, 3)
+        assert await cited(caller, "Can people pay again?") == ["Nobody can pay"]
+
+
+async def test_an_outage_does_not_end_the_entering(
+    dsn: str, database: Database, caller: Caller, sql: asyncpg.Connection, hurried: None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    async def failed(times: int) -> None:
+        async with asyncio.timeout(20):
+            while [r.message for r in caplog.records].count("events not entered") < times:
+                await asyncio.sleep(0.01)
+
+    await caller.ingest({"title": "The login broke"})
+    async with connected(dsn) as locking, locking.transaction():
+        await locking.execute("lock table search_entries")
+        async with background(entering.enter_events(database)):
+            async with asyncio.timeout(20):
+                while not await sql.fetchval(  # its server goes away in the midst of it
+                    "select pg_terminate_backend(pid) from pg_stat_activity where datname = "
+                    "current_database() and wait_event_type = 'Lock' and query ~ 'enter_events'"
+                ):
+                    await asyncio.sleep(0.01)
+            await failed(1)
+    caplog.clear()
+    await sql.execute("alter function enter_events rename to entered_later")
+    async with background(entering.enter_events(database)):
+        await failed(2)
+        assert await sql.fetchval("select count(terms) from search_entries") == 0
+        await sql.execute("alter function entered_later rename to enter_events")
+        await entered(sql, 1)
+
+
+async def test_in_a_held_database_nothing_is_entered_by_itself(
+    database: Database, caller: Caller, sql: asyncpg.Connection, ops: asyncpg.Connection,
+    hurried: None,
+) -> None:  # fmt: skip
+    await caller.ingest({"title": "The login broke"})
+    await ops.execute("select ops.hold('Somebody looks at it.')")
+    assert await database.value("enter_events", None, entering.BATCH) == 0
+    async with background(entering.enter_events(database)):
+        await ops.execute("select ops.go_live()")
+        await entered(sql, 1)
+
+
+async def test_a_batch_takes_no_more_than_it_may_and_leaves_what_another_has(
+    dsn: str, database: Database, caller: Caller, sql: asyncpg.Connection
+) -> None:
+    await caller.ingest(*({"title": f"Login {n}", "occurred_at": ago(hours=n)} for n in range(5)))
+    async with connected(dsn) as other, other.transaction():
+        assert await other.fetchval("select enter_events(null, 2)") == 2
+        assert await database.value("enter_events", None, 2) == 2
+        assert await database.value("enter_events", None, 2) == 1
+        assert await database.value("enter_events", None, 2) == 0
+    assert await sql.fetchval("select count(*) from search_entries where terms is null") == 0
+
+
+async def test_of_a_project_the_newest_is_entered_first_and_nothing_of_another(
+    database: Database, caller: Caller, stranger: Caller, sql: asyncpg.Connection
+) -> None:
+    await caller.ingest(*({"title": f"Login {n}", "occurred_at": ago(hours=n)} for n in range(4)))
+    await stranger.ingest({"title": "Mine"})
+    assert await database.value("enter_events", caller.project_id, 2) == 2
+    found = await sql.fetch(
+        "select title from events join search_entries using (id) where terms is not null order by 1"
+    )
+    assert [row[0] for row in found] == ["Login 0", "Login 1"]
+    assert await database.value("enter_events", caller.project_id, 9) == 2
+    assert await sql.fetchval("select count(*) from search_entries where terms is null") == 1
+
+
 # --- The request ---------------------------------------------------------------------------
 
 
@@ -416,6 +516,25 @@ async def test_a_question_that_takes_too_long_is_503_and_goes_on(
     assert late.json() == answer.json()
     other = await caller.http.post(path, json={"question": "Else?"}, headers=key)
     assert (other.status_code, other.json()["code"]) == (422, "idempotency_key_reuse")
+
+
+@pytest.mark.parametrize("limits", [replace(NO_LIMITS, waits=1)])
+async def test_who_may_not_wait_has_asked_nothing(
+    caller: Caller, running: Running, sql: asyncpg.Connection
+) -> None:
+    await caller.ingest({"title": "The login broke"})
+    provider = Saying(("It broke.", []), wait=True)
+    async with running(provider):
+        asking = asyncio.create_task(ask(caller, "What about the login?"))
+        while not provider.asked:
+            await asyncio.sleep(0.01)
+        refused = await ask(caller, "And what about the login page?")
+        assert (refused.status_code, refused.json()["code"]) == (429, "too_many_waits")
+        assert int(refused.headers["retry-after"]) > 0
+        assert await sql.fetchval("select count(*) from jobs") == 1
+        provider.go.set()
+        assert (await asking).json()["answer"] == "It broke."
+        assert (await ask(caller, "And what about the login page?")).status_code == 200
 
 
 async def test_a_client_that_goes_away_cancels_nothing(

@@ -394,6 +394,44 @@ async def test_what_was_begun_before_is_finished_and_shown(
     assert await there.fetchval("select count(*) from leases") == 0
 
 
+@each_version
+async def test_a_question_reaches_what_was_there_before(
+    of_version: tuple[int, str], there: asyncpg.Connection
+) -> None:
+    _, dsn = of_version
+    await there.execute(
+        "insert into events (id, user_id, project_id, source, event_type, title, occurred_at) "
+        "select gen_random_uuid(), user_id, project_id, source, event_type, 'Of old', "
+        "now() - interval '16 days' from events limit 1"
+    )
+    await migrate(dsn)
+    noted = (
+        "select e.title, count(s.id) from events e left join search_entries s using (id) "
+        "where s.artifact_id is null group by 1 order by 1"
+    )
+    expected = [("Of old", 0), ("Who runs the upgrade?", 1), ("feat(cache): switch to an LRU", 1)]
+    assert sorted(map(tuple, await there.fetch(noted))) == sorted(expected)
+    artifacts = {row[0] for row in await there.fetch("select id from handoffs union "
+                                                     "select id from insights")}  # fmt: skip
+    said = await there.fetch("select artifact_id, event_ids, terms from search_entries "
+                             "where artifact_id is not null")  # fmt: skip
+    assert len(artifacts) > 1 and {row["artifact_id"] for row in said} == artifacts
+    events = {row[0] for row in await there.fetch("select id from events")}
+    assert all(row["terms"] and set(row["event_ids"]) <= events for row in said)
+
+    await there.execute("select enter_events(null, 100)")
+    found = await there.fetchval(
+        "select e.title from projects p, search_events(p.id, 'Why an LRU?', null, '{}', "
+        "now() - interval '14 days', now(), 1) s join events e on e.id = s.id"
+    )
+    assert found == "feat(cache): switch to an LRU"
+
+    # Once more, such as when a migration was broken off: nothing twice.
+    await there.execute("delete from schema_version where version = $1", current_version())
+    await migrate(dsn)
+    assert await there.fetchval("select count(*) from search_entries") == len(said) + 2
+
+
 async def rows_of(connection: asyncpg.Connection) -> dict[str, list[dict[str, Any]]]:
     """All rows of all tables."""
     tables = await connection.fetch(
