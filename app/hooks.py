@@ -306,6 +306,8 @@ class Intake:
         if result == "unknown":
             raise _unknown()
         self._count(integration, result)
+        if way.empty_answer:
+            return Response(status_code=204)
         return json_response({"status": result}, status=202 if result == "accepted" else 200)
 
     async def _known(self, integration_id: str) -> Integration:

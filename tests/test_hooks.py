@@ -15,6 +15,7 @@ import asyncpg
 import httpx
 import pytest
 from conftest import Caller, served
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from starlette.applications import Starlette
 
 from app import hooks
@@ -336,6 +337,33 @@ async def test_a_handshake_is_answered_and_nothing_is_stored(
     )
     assert (answer.status_code, answer.json()) == (200, {"challenge": "3eZbrw1a"})
     assert await slack.stored() == 0
+
+
+async def test_discord_gets_the_empty_answers_that_it_wants(
+    new_hook: Callable[..., Awaitable[Hook]],
+) -> None:
+    key = Ed25519PrivateKey.generate()
+    discord = await new_hook("discord", key.public_key().public_bytes_raw().hex())
+    event = {"type": "APPLICATION_AUTHORIZED", "timestamp": "2024-10-18T14:42:53.064834"}
+    ping = {"version": 1, "application_id": "1234560123453231555", "type": 0}
+    told = ping | {"type": 1, "event": event}
+    for body, forged, status, stored in (
+        (ping, b"", 204, 0), (ping, b" ", 401, 0), (told, b" ", 401, 0), (told, b"", 204, 1),
+        (told, b"", 204, 1),
+    ):  # fmt: skip
+        raw, at = json.dumps(body).encode(), str(int(time.time()))
+        answer = await discord.http.post(
+            f"/hooks/{discord.id}",
+            content=raw,
+            headers={
+                "Content-Type": "application/json",
+                "X-Signature-Timestamp": at,
+                "X-Signature-Ed25519": key.sign(at.encode() + raw + forged).hex(),
+            },
+        )
+        assert answer.status_code == status
+        assert (answer.content == b"") is (status == 204)
+        assert await discord.stored() == stored
 
 
 async def test_a_secret_that_a_handshake_brings_is_kept_encrypted_and_only_the_first(
