@@ -104,12 +104,12 @@ def _tied(reading: Reading, *, across: bool) -> list[Group]:
         story = stories[at] if common else _Story()
         named = {signal.thing for signal in mentions[key] if key in (signal.own, signal.address)}
         # Half of one in the other is one story, unless what they share is a list of everything.
-        # What the key is the name of does not count, as it is there whatever refers to it; but it
-        # may be what several stories refer to.
+        # What the key is the name of does not count, as it is there whatever refers to it. And what
+        # another story refers to as well is a place of both.
         shared = len(things & story.things & few)
         elsewhere = any(places[thing] for thing in things - story.things - named)
-        smaller = min(len(things if elsewhere else things - named), len(story.things))
-        near_enough = common * 2 > smaller or shared * 2 >= smaller
+        smaller = min(len(things - named), len(story.things))
+        near_enough = common * 2 > smaller or (shared * 2 >= smaller and not elsewhere)
         if not (common and near_enough and len(story.things) <= HUB):
             at, story = len(stories), _Story()
             stories.append(story)
