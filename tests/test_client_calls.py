@@ -42,6 +42,15 @@ CALLS = {
     "list events": ("GET", "/events", "test_list_events"),
     "ingest events": ("POST", "/events", "test_ingest_events_once_each"),
     "ask project": ("POST", "/projects/{project_id}/qa", "test_ask_project"),
+    "list discord channels": (
+        "GET", "/discord/channels", "test_channels::test_list_discord_channels",
+    ),
+    "send to discord": ("POST", "/discord/send", "test_channels::test_send_a_text_to_discord"),
+    "send artifact to discord": (
+        "POST", "/discord/send", "test_channels::test_send_the_last_artifact_of_each_kind",
+    ),
+    "list slack channels": ("GET", "/slack/channels", "test_channels::test_list_slack_channels"),
+    "send to slack": ("POST", "/slack/send", "test_channels::test_send_a_text_to_slack"),
 }  # fmt: skip
 
 
