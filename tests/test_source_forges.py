@@ -2,6 +2,7 @@
 
 import copy
 import json
+import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from stories import correlations, ticket
 
+from app.history import open_history, read_events
 from app.schemas import EventInput
 from tasks import signals
 from tasks.changes import changes_of
@@ -176,6 +178,32 @@ def test_a_form_of_github_is_read_as_its_payload() -> None:
     given = delivery(PAYLOADS / "github" / "issues.opened.json")
     form = Delivery(given.headers, {"payload": json.dumps(given.body)}, NOW)
     assert rows("github", form) == rows("github", given)
+
+
+def test_a_push_and_the_import_of_a_clone_give_the_same_facts(tmp_path: Path) -> None:
+    def git(*args: str) -> str:
+        named = ["-c", "user.name=Ada", "-c", "user.email=ada@example.com"]
+        command = ["git", "-C", str(tmp_path), *named, *args]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    git("init", "-q", "-b", "main")
+    git("commit", "-q", "--allow-empty", "-m", "Keep the session (#12)")
+    git("tag", "v1")
+    imported = list(read_events(open_history(tmp_path, name="acme/web")))
+    sha = git("rev-parse", "HEAD")
+    pushed = [
+        row
+        for ref, created, commits in [
+            ("refs/heads/main", False, [{"id": sha, "message": "Keep the session (#12)"}]),
+            ("refs/tags/v1", True, []),
+        ]
+        for row in rows("github", Delivery({"x-github-event": "push"}, {
+            "ref": ref, "created": created, "commits": commits, "repository": REPOSITORY,
+        }, NOW))
+    ]  # fmt: skip
+    facts = {(row["event_type"], row["external_id"], row["resource"]) for row in imported}
+    assert {(row["event_type"], row["external_id"], row["resource"]) for row in pushed} == facts
+    assert len(facts) == 2
 
 
 def test_a_tag_is_one_fact_whether_the_push_or_the_ref_tells_it() -> None:
