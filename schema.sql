@@ -46,6 +46,7 @@
 --   webhook_endpoints, webhook_secrets   who is told of the jobs of a project, and what signs it
 --   webhook_deliveries, webhook_attempts   the messages, queued by the transaction that changed the
 --                    job, and the log of sending them
+--   digest_schedules when the digests of a project are written, and up to when they have been
 --   schema_version, procrastinate_migrations   what has been applied
 --   installation     which database this is, so that a restored copy can tell that it is one
 --   ops.audit        what operators did, by whom and when
@@ -1528,18 +1529,22 @@ end
 $$;
 
 -- A ticket for a job, for one generic task: an API and a worker of different versions understand
--- each other. Queue and task are also named in app/queue.py.
+-- each other. Queues and task are also named in app/queue.py. Workers of version 3 look at the queue
+-- jobs only: what they cannot make waits in another one for those that can.
 create or replace function rank_of(p_priority text) returns int
 language sql immutable as $$
   select case p_priority when 'front' then 100 when 'high' then 10 when 'low' then -10 else 0 end
 $$;
 
 drop function if exists defer_ticket(uuid);  -- of version 1
-create or replace function defer_ticket(p_job_id uuid, p_priority text default 'normal')
-returns bigint
+drop function if exists defer_ticket(uuid, text);  -- of version 3
+create or replace function defer_ticket(
+  p_job_id uuid, p_priority text default 'normal', p_kind text default 'handoff'
+) returns bigint
 language sql as $$
   select (procrastinate_defer_jobs_v1(array[
-    row('jobs', 'baton.generate', rank_of(p_priority), null, null,
+    row(case when p_kind in ('question', 'digest') then 'jobs_4' else 'jobs' end,
+        'baton.generate', rank_of(p_priority), null, null,
         jsonb_build_object('job_id', p_job_id), null)
       ::procrastinate_job_to_defer_v1]))[1]
 $$;
@@ -1626,7 +1631,7 @@ begin
       continue;
     end if;
     update jobs
-    set ticket_id = defer_ticket(id, case when front then 'front' else priority end)
+    set ticket_id = defer_ticket(id, case when front then 'front' else priority end, kind)
     where id = v_job.id;
     if v_concurrency is null then
       delete from job_due where job_id = v_job.id;
@@ -1917,7 +1922,7 @@ begin
   values (
     p_id,
     case when not v_refused and v_reason is null
-      then defer_ticket(p_id, p_job ->> 'priority') end,
+      then defer_ticket(p_id, p_job ->> 'priority', p_kind) end,
     p_user_id, p_project_id, p_kind, p_input,
     hashtextextended(p_kind || p_input::text, 0),
     v_verdict.credits,
@@ -3152,7 +3157,8 @@ begin
   end if;
   delete from job_due where job_id = p_job_id;
   update jobs
-  set ticket_id = defer_ticket(p_job_id, case when front then 'front' else priority end)
+  set ticket_id = defer_ticket(
+    p_job_id, case when front then 'front' else priority end, kind)
   where id = p_job_id;
 end
 $$;
@@ -4074,6 +4080,255 @@ begin
 end
 $$;
 
+-- --- Digests ------------------------------------------------------------------------------
+--
+-- A project has at most one schedule: a cron expression in a time zone, whose times are the boundaries
+-- between periods. Each minute a worker looks for schedules that are due, and for each stores one job
+-- for everything up to the latest boundary, in the transaction that moves the schedule on: so a period
+-- has one job, whatever dies in between, and several that an outage let pass have one together.
+
+create table if not exists digest_schedules (
+  project_id uuid primary key references projects on delete cascade,
+  user_id uuid not null references users,  -- who set it; the digests are asked for in their name
+  cron text not null,
+  time_zone text not null,  -- of the IANA database
+  covered_until timestamptz not null,  -- up to there is written, or asked for: the next period begins
+  next_at timestamptz not null,  -- the boundary that ends it
+  job_id uuid,  -- of the latest digest; it may be gone
+  error text,  -- why none could be asked for at the latest try
+  created_at timestamptz not null default baton_now(),
+  updated_at timestamptz not null default baton_now(),
+  constraint digest_schedules_forward check (next_at > covered_until)
+);
+create index if not exists digest_schedules_due on digest_schedules (next_at);
+
+-- The numbers that a field of a cron expression stands for: *, 5, 1-5, */2, 8-18/2, names, and lists
+-- of them. Null: it is no such field.
+create or replace function cron_values(
+  p_field text, p_low int, p_high int, p_names text[] default '{}'
+) returns int[]
+language plpgsql immutable as $$
+declare
+  v_field text := lower(p_field);
+  v_part text;
+  v_found text[];
+  v_from int;
+  v_to int;
+  v_values int[] := '{}';
+begin
+  for n in 1 .. cardinality(p_names) loop
+    v_field := regexp_replace(v_field, '\m' || p_names[n] || '\M', (n - 1 + p_low)::text, 'g');
+  end loop;
+  foreach v_part in array string_to_array(v_field, ',') loop
+    v_found := regexp_match(
+      v_part, '^(?:\*|([0-9]{1,2})(?:-([0-9]{1,2}))?)(?:/([0-9]{1,2}))?$');
+    v_from := coalesce(v_found[1]::int, p_low);
+    v_to := coalesce(v_found[2]::int, case when v_found[1] is null then p_high else v_from end);
+    if v_found is null or v_from < p_low or v_to > p_high or v_to < v_from
+      or v_found[3]::int = 0 or (v_found[3] is not null and v_part ~ '^[0-9]+/') then
+      return null;
+    end if;
+    v_values := v_values
+      || array(select generate_series(v_from, v_to, coalesce(v_found[3]::int, 1)));
+  end loop;
+  return v_values;
+end
+$$;
+
+-- A cron expression as numbers; null: it is none. The minute is one number, so that its times are at
+-- least an hour apart. As crontab(5) has it, a day has to fit both its fields, or one of them when
+-- neither begins with a star.
+create or replace function cron_fields(
+  p_cron text, out minute int, out hours int[], out days int[], out months int[],
+  out weekdays int[], out either boolean
+) language plpgsql immutable as $$
+declare
+  v_fields text[] := regexp_split_to_array(btrim(p_cron), '\s+');
+begin
+  if cardinality(v_fields) <> 5 or v_fields[1] !~ '^[0-5]?[0-9]$' then
+    return;
+  end if;
+  minute := v_fields[1];
+  hours := cron_values(v_fields[2], 0, 23);
+  days := cron_values(v_fields[3], 1, 31);
+  months := cron_values(v_fields[4], 1, 12,
+    '{jan, feb, mar, apr, may, jun, jul, aug, sep, oct, nov, dec}');
+  weekdays := array(  -- 0 and 7 are both Sunday
+    select v % 7
+    from unnest(cron_values(v_fields[5], 0, 7, '{sun, mon, tue, wed, thu, fri, sat}')) v);
+  either := v_fields[3] !~ '^\*' and v_fields[5] !~ '^\*';
+  if hours is null or days is null or months is null or weekdays = '{}' then
+    minute := null;
+  end if;
+end
+$$;
+
+-- The times that a cron expression stands for, of the days from p_from to p_to. A local time that the
+-- clocks skip is as much later as they are put forward; one that they show twice counts once, the
+-- second time.
+create or replace function cron_times(p_cron text, p_time_zone text, p_from date, p_to date)
+returns setof timestamptz
+language sql stable as $$
+  select distinct (day + make_interval(hours => hour, mins => f.minute)) at time zone p_time_zone
+  from cron_fields(p_cron) f
+  cross join generate_series(p_from::timestamp, p_to::timestamp, interval '1 day') day
+  cross join unnest(f.hours) hour
+  where extract(month from day) = any (f.months) and case
+    when f.either
+      then extract(day from day) = any (f.days) or extract(dow from day) = any (f.weekdays)
+    else extract(day from day) = any (f.days) and extract(dow from day) = any (f.weekdays) end
+$$;
+
+-- The first of these times after p_at; null: there is none. The 29th of February can be eight years
+-- away, everything else is in the first few weeks mostly.
+create or replace function cron_after(p_cron text, p_time_zone text, p_at timestamptz)
+returns timestamptz
+language sql stable as $$
+  select coalesce(
+    (select min(t) from cron_times(p_cron, p_time_zone, today - 1, today + 40) t where t > p_at),
+    (select min(t) from cron_times(p_cron, p_time_zone, today + 40, today + 3000) t))
+  from (select (p_at at time zone p_time_zone)::date as today) d
+$$;
+
+-- The last of these times that is not after p_at.
+create or replace function cron_before(p_cron text, p_time_zone text, p_at timestamptz)
+returns timestamptz
+language sql stable as $$
+  select coalesce(
+    (select max(t) from cron_times(p_cron, p_time_zone, today - 40, today + 1) t where t <= p_at),
+    (select max(t) from cron_times(p_cron, p_time_zone, today - 3000, today - 40) t))
+  from (select (p_at at time zone p_time_zone)::date as today) d
+$$;
+
+-- Set or change the schedule of a project. The first period begins at the boundary before now, so that
+-- the first digest is about as much time as the later ones; a change begins none anew.
+create or replace function put_digest_schedule(
+  p_user_id uuid, p_project_id uuid, p_cron text, p_time_zone text
+) returns digest_schedules
+language plpgsql as $$
+declare
+  v_schedule digest_schedules;
+  v_time_zone text;
+begin
+  if p_cron is null or (cron_fields(p_cron)).minute is null or length(p_cron) > 200 then
+    raise 'cron: must be five fields such as 0 9 * * 1-5 (minute, hour, day of the month, month, day '
+      'of the week) with one number as the minute: a digest comes at most once an hour.'
+      using errcode = 'BT400';
+  end if;
+  select name into v_time_zone from pg_timezone_names where lower(name) = lower(p_time_zone) limit 1;
+  if not found then
+    raise 'time_zone: there is no time zone named "%"; name one such as Europe/Berlin, or UTC.',
+      left(p_time_zone, 100) using errcode = 'BT400';
+  end if;
+  if cron_after(p_cron, v_time_zone, baton_now()) is null then
+    raise 'cron: there is no day like this.' using errcode = 'BT400';
+  end if;
+  insert into digest_schedules as d (
+    project_id, user_id, cron, time_zone, covered_until, next_at)
+  values (
+    p_project_id, p_user_id, regexp_replace(btrim(p_cron), '\s+', ' ', 'g'), v_time_zone,
+    cron_before(p_cron, v_time_zone, baton_now()), cron_after(p_cron, v_time_zone, baton_now()))
+  on conflict (project_id) do update
+  set user_id = excluded.user_id, cron = excluded.cron, time_zone = excluded.time_zone,
+    next_at = excluded.next_at, error = null, updated_at = baton_now()
+  returning * into v_schedule;
+  return v_schedule;
+end
+$$;
+
+-- Answers BT404 or BT403 unless the user may change the schedule of the project.
+create or replace function assert_digest_admin(p_user_id uuid, p_project_id uuid) returns void
+language plpgsql stable as $$
+begin
+  perform assert_project(p_user_id, p_project_id);
+  if project_role(p_user_id, p_project_id) = 'member' then
+    raise 'Only an owner or admin of the project may change when its digests are written.'
+      using errcode = 'BT403';
+  end if;
+end
+$$;
+
+create or replace function set_digest_schedule(
+  p_user_id uuid, p_project_id uuid, p_cron text, p_time_zone text
+) returns digest_schedules
+language plpgsql as $$
+begin
+  perform assert_digest_admin(p_user_id, p_project_id);
+  return put_digest_schedule(p_user_id, p_project_id, p_cron, p_time_zone);
+end
+$$;
+
+create or replace function delete_digest_schedule(p_user_id uuid, p_project_id uuid) returns void
+language plpgsql as $$
+begin
+  perform assert_digest_admin(p_user_id, p_project_id);
+  delete from digest_schedules where project_id = p_project_id;
+end
+$$;
+
+-- Where the period of a schedule's next digest begins: where the last one ended; or where that began,
+-- if it failed for a reason that lies outside the period, so that what it should have told is told
+-- once more, but no more than a month of it. One that was cancelled, or about which there was nothing
+-- to say, is over.
+create or replace function digest_since(p_schedule digest_schedules, p_until timestamptz)
+returns timestamptz
+language sql stable as $$
+  select coalesce(
+    (select least(p_schedule.covered_until, greatest(
+       (j.input -> 'options' ->> 'since')::timestamptz, p_until - interval '31 days'))
+     from jobs j
+     where j.id = p_schedule.job_id and j.status = 'failed'
+       and j.error_code not in ('no_result', 'cancelled')),
+    p_schedule.covered_until)
+$$;
+
+-- Ask for the digest of one schedule that is due, for all that happened up to the latest boundary, and
+-- move the schedule on. Answers its project, or null: none is due. A schedule for which that is refused
+-- is tried again in an hour and says why, so that it is not in the way of the others.
+create or replace function submit_digest() returns uuid
+language plpgsql as $$
+declare
+  v_schedule digest_schedules;
+  v_until timestamptz;
+  v_job_id uuid;
+begin
+  if hold_reason() is not null then
+    return null;
+  end if;
+  select * into v_schedule
+  from digest_schedules
+  where next_at <= baton_now()
+  order by next_at
+  limit 1
+  for update skip locked;
+  if not found then
+    return null;
+  end if;
+  begin
+    v_until := cron_before(v_schedule.cron, v_schedule.time_zone, baton_now());
+    if v_until > v_schedule.covered_until then
+      select (s.job).id into v_job_id
+      from submit_job(
+        case when project_role(v_schedule.user_id, v_schedule.project_id) is not null
+          then v_schedule.user_id  -- who may have left the organization
+          else (select owner_id from projects where id = v_schedule.project_id) end,
+        v_schedule.project_id, 'digest', null, null, v_until,
+        jsonb_build_object('since', rfc3339(digest_since(v_schedule, v_until)))) s;
+    end if;
+    update digest_schedules
+    set covered_until = greatest(covered_until, v_until), job_id = coalesce(v_job_id, job_id),
+      next_at = cron_after(cron, time_zone, baton_now()), error = null, updated_at = baton_now()
+    where project_id = v_schedule.project_id;
+  exception when sqlstate 'BT400' or sqlstate 'BT404' or invalid_parameter_value then
+    update digest_schedules
+    set next_at = baton_now() + interval '1 hour', error = left(sqlerrm, 1000),
+      updated_at = baton_now()
+    where project_id = v_schedule.project_id;
+  end;
+  return v_schedule.project_id;
+end
+$$;
+
 -- --- ops: what an operator does, from psql -------------------------------------------------
 
 create schema if not exists ops;
@@ -4954,6 +5209,50 @@ comment on function ops.set_language is
   'words: a text search configuration such as german, or simple to match words only as they stand '
   '(select cfgname from pg_ts_config). What its questions reach is entered again.';
 
+-- --- ops: digests -------------------------------------------------------------------------
+
+create or replace function ops.set_digest(
+  project_id uuid, cron text, time_zone text default 'UTC'
+) returns timestamptz
+language plpgsql security definer
+set search_path = public, pg_temp set lock_timeout = '2s' as $$
+declare
+  v_schedule digest_schedules;
+begin
+  perform assert_project_id(set_digest.project_id);
+  v_schedule := put_digest_schedule(
+    coalesce(
+      (select d.user_id from digest_schedules d where d.project_id = set_digest.project_id),
+      (select p.owner_id from projects p where p.id = set_digest.project_id)),
+    set_digest.project_id, set_digest.cron, set_digest.time_zone);
+  perform audit('set_digest', jsonb_build_object(
+    'project_id', set_digest.project_id, 'cron', v_schedule.cron,
+    'time_zone', v_schedule.time_zone));
+  return v_schedule.next_at;
+end
+$$;
+comment on function ops.set_digest is
+  'Write a digest of a project at each time of a cron expression such as 0 9 * * 1-5, in a time zone '
+  'such as Europe/Berlin, about what happened since the one before; answers when the next one is due. '
+  'In place of the schedule that the project has.';
+
+create or replace function ops.remove_digest(project_id uuid) returns boolean
+language plpgsql security definer
+set search_path = public, pg_temp set lock_timeout = '2s' as $$
+declare
+  v_found boolean;
+begin
+  perform assert_project_id(remove_digest.project_id);
+  delete from digest_schedules d where d.project_id = remove_digest.project_id;
+  v_found := found;
+  perform audit('remove_digest', jsonb_build_object(
+    'project_id', remove_digest.project_id, 'was_set', v_found));
+  return v_found;
+end
+$$;
+comment on function ops.remove_digest is
+  'Write no more digests of a project; those that are there stay. False: it had no schedule.';
+
 -- --- Retention ----------------------------------------------------------------------------
 --
 -- Workers remove what is older than the table retention says, in batches, of which only one runs at
@@ -5428,7 +5727,12 @@ from (values
    'reindex index concurrently the one that the detail names, or drop it if its name ends in _ccnew.'),
   ('failure_ratio', 0.5, 'ratio', 'From which part of failed jobs on a kind counts as failing.', null),
   ('failure_minimum', 10, 'count', 'How many must have failed for a kind to count as failing.', null),
-  ('dead_workers_window', 900, 'seconds', 'For how long a dead worker is told of.', null)
+  ('dead_workers_window', 900, 'seconds', 'For how long a dead worker is told of.', null),
+  -- Since version 4; the places of those before stay.
+  ('overdue_digest', 600, 'seconds',
+   'A digest is due for so long, and no worker has asked for it.',
+   'Workers look each minute, when they have room: see ops.workers (alive? all busy? provider down?) '
+   'and ops.digests, whose error says why one was refused. What was missed is made up by one digest.')
 ) as t (name, by_default, unit, meaning, advice)
 on conflict (name) do update
 set place = excluded.place, by_default = excluded.by_default, unit = excluded.unit,
@@ -5719,6 +6023,11 @@ with measured (name, value, detail) as (
   from unnest(array['procrastinate_jobs', 'procrastinate_events', 'leases', 'job_due']) tables (name)
   cross join lateral pg_stat_get_dead_tuples(('public.' || tables.name)::regclass) as dead
   union all
+  select 'overdue_digest', greatest(0, seconds_since(min(next_at))),
+    'project ' || (array_agg(project_id order by next_at))[1]
+  from digest_schedules
+  where next_at <= baton_now()
+  union all
   select 'retention_behind', greatest(0, seconds_since(min(done_at))),
     (array_agg(name order by done_at))[1]
   from retention where keep is not null
@@ -5813,7 +6122,8 @@ cross join lateral jsonb_to_record(told.columns) as columns (
   -- Since version 4. A view takes new columns at its end only.
   oldest_delivery interval, oldest_delivery_threshold interval, oldest_delivery_ok boolean,
   failed_deliveries bigint, failed_deliveries_threshold bigint, failed_deliveries_ok boolean,
-  refused_deliveries bigint, refused_deliveries_threshold bigint, refused_deliveries_ok boolean
+  refused_deliveries bigint, refused_deliveries_threshold bigint, refused_deliveries_ok boolean,
+  overdue_digest interval, overdue_digest_threshold interval, overdue_digest_ok boolean
 );
 comment on view ops.health is
   'Is all well? One row to look at first, and for a monitor to alert on when ok is false: failing names '
@@ -6234,6 +6544,22 @@ comment on view ops.webhook_backlog is
 comment on column ops.webhook_backlog.next_attempt_at is
   'Of the next one; null: the endpoint is disabled, and nothing is sent until it is enabled.';
 
+create or replace view ops.digests as
+select
+  d.project_id, p.name as project_name, d.cron, d.time_zone, d.next_at,
+  greatest(ago(d.next_at), interval '0') as overdue,
+  d.covered_until, d.job_id, j.status, j.error_code, d.error
+from digest_schedules d
+join projects p on p.id = d.project_id
+left join jobs j on j.id = d.job_id
+order by d.next_at;
+comment on view ops.digests is
+  'When digests are written, the next one first: what became of the latest one (job_id and its status), '
+  'and why none could be asked for (error).';
+comment on column ops.digests.overdue is
+  'Workers look each minute: more means that none runs, or that all of them are busy.';
+comment on column ops.digests.covered_until is 'Where the period of the next digest begins.';
+
 create or replace view ops.help as
 select what, call, coalesce(substring(said from '^.*?[.:](?=\s|$)'), said) as about
 from (
@@ -6443,6 +6769,8 @@ select let_call('baton_api',
   'hook_integrations', 'store_hook_deliveries', 'count_hooks');
 select let_call('baton_api, baton_worker',
   'read_integration_token', 'keep_first_secret');
+select let_call('baton_api', 'set_digest_schedule', 'delete_digest_schedule');
+grant select on digest_schedules to baton_api;
 
 -- The workers. Procrastinate's own statements write the tickets.
 grant select, insert, update, delete on
@@ -6463,6 +6791,7 @@ select let_call('baton_worker',
   'apply_retention', 'search_events', 'enter_events',
   'claim_webhooks', 'webhook_attempted', 'release_webhook',
   'waiting_integrations', 'take_deliveries', 'end_deliveries', 'take_nameless', 'name_it', 'names_in');
+select let_call('baton_worker', 'submit_digest');
 
 -- A person. Neither digests of keys nor what signs webhooks; all changes are functions of ops.
 grant usage on schema ops to baton_ops;

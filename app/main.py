@@ -30,6 +30,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import (
     channels,
+    digests,
     errors,
     events,
     hooks,
@@ -265,6 +266,39 @@ OPERATIONS = (
         handler=resources.update_insight,
         body=schemas.StatusRequest,
         response=schemas.InsightResponse,
+        tag="Artifacts",
+    ),
+    Operation(
+        method="GET",
+        path=f"{P}/projects/{{project_id}}/digests",
+        handler=digests.list_digests,
+        query=schemas.DigestsQuery,
+        response=schemas.DigestList,
+        tag="Artifacts",
+    ),
+    Operation(
+        method="GET",
+        path=f"{P}/projects/{{project_id}}/digest_schedule",
+        handler=digests.read_digest_schedule,
+        response=schemas.DigestScheduleResponse,
+        tag="Artifacts",
+    ),
+    Operation(
+        method="PUT",
+        path=f"{P}/projects/{{project_id}}/digest_schedule",
+        handler=digests.set_digest_schedule,
+        body=schemas.DigestScheduleRequest,
+        response=schemas.DigestScheduleResponse,
+        errors=(403,),
+        tag="Artifacts",
+    ),
+    Operation(
+        method="DELETE",
+        path=f"{P}/projects/{{project_id}}/digest_schedule",
+        handler=digests.delete_digest_schedule,
+        response=None,
+        status=204,
+        errors=(403,),
         tag="Artifacts",
     ),
     Operation(

@@ -25,7 +25,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 class Operation:
     """One row of the route table."""
 
-    method: Literal["GET", "POST", "PATCH", "DELETE"]
+    method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
     path: str
     handler: Handler  # the first sentence of its docstring is the summary
     response: type[BaseModel] | None  # None: no body
@@ -534,6 +534,40 @@ EXAMPLES: dict[type[BaseModel], Any] = {
     schemas.InsightResponse: {"insight": _INSIGHT},
     schemas.HandoffList: {"handoffs": [_HANDOFF]},
     schemas.InsightList: {"insights": [_INSIGHT]},
+    schemas.DigestScheduleRequest: {"cron": "0 9 * * 1-5", "time_zone": "Europe/Berlin"},
+    schemas.DigestScheduleResponse: {
+        "digest_schedule": {
+            "project_id": _ID,
+            "cron": "0 9 * * 1-5",
+            "time_zone": "Europe/Berlin",
+            "period_start": _AT,
+            "next_at": _AT,
+            "last_job_id": None,
+            "error": None,
+            "updated_at": _AT,
+        }
+    },
+    schemas.DigestList: {
+        "digests": [
+            {
+                "id": _ID,
+                "projectId": _ID,
+                "generatedBy": _ID,
+                "periodStart": _AT,
+                "periodEnd": _AT,
+                "content": {
+                    "title": "demo: Switch the cache to an LRU",
+                    "summary": _STATEMENT,
+                    "key_changes": [_STATEMENT],
+                    "decisions": [],
+                    "open_questions": [],
+                    "next_steps": [],
+                },
+                "markdown": "# demo: Switch the cache to an LRU\n",
+                "createdAt": _AT,
+            }
+        ]
+    },
     schemas.ProjectList: {
         "account_type": "personal",
         "organizations": [],

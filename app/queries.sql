@@ -464,6 +464,43 @@ select webhook_attempted($1, $2, $3, $4, $5, $6, $7, $8);
 -- $1 delivery, $2 lease. Due again now.
 select release_webhook($1, $2);
 
+-- name: list_digests
+-- $1 user, $2 project, $3 limit. Newest first.
+select
+  i.id, i.project_id as "projectId", i.requested_by as "generatedBy",
+  i.period_start as "periodStart", i.period_end as "periodEnd",
+  jsonb_build_object('title', i.title) || i.data as content, i.markdown,
+  i.created_at as "createdAt"
+from insights i
+join project_access a on a.project_id = i.project_id and a.user_id = $1
+where i.project_id = $2 and i.kind = 'digest' and i.status = 'active'
+order by i.created_at desc, i.id desc
+limit $3;
+
+-- name: read_digest_schedule
+-- $1 user, $2 project. No row: it has none, or is not visible.
+select
+  d.project_id, d.cron, d.time_zone, d.covered_until as period_start, d.next_at, d.job_id as last_job_id,
+  d.error, d.updated_at
+from digest_schedules d
+join project_access a on a.project_id = d.project_id and a.user_id = $1
+where d.project_id = $2;
+
+-- name: set_digest_schedule
+-- $1 user, $2 project, $3 cron expression, $4 time zone. As read_digest_schedule answers it.
+select
+  d.project_id, d.cron, d.time_zone, d.covered_until as period_start, d.next_at, d.job_id as last_job_id,
+  d.error, d.updated_at
+from set_digest_schedule($1, $2, $3, $4) d;
+
+-- name: delete_digest_schedule
+-- $1 user, $2 project.
+select delete_digest_schedule($1, $2);
+
+-- name: submit_digest
+-- The project whose digest was asked for; null: none is due.
+select submit_digest();
+
 -- name: lease_counts
 -- The database's clock, how many leases there are and how many have expired.
 select

@@ -19,9 +19,11 @@ from app.db import Database, DatabaseError
 
 log = logging.getLogger("baton.queue")
 
-# Both are also named in schema.sql, whose functions defer tickets.
+# All are also named in schema.sql, whose functions defer tickets.
 GENERATE = "baton.generate"
 QUEUE = "jobs"  # at most 40 bytes: Procrastinate puts it into the name of a channel
+NEWER = "jobs_4"  # what workers before version 4 could not make; nobody is notified of it
+DIGESTS = "baton.digests"  # the task of each minute that asks for what is due; it names no job
 
 QUIET = 0.02  # seconds between two notifications of a process; the first one goes at once
 _TICKETS = f"procrastinate_queue_v1#{QUEUE}"

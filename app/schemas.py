@@ -385,6 +385,17 @@ class PostRequest(Strict):
     project_id: str | None = Field(None, description="With `artifact`, and only with it.")
 
 
+class DigestScheduleRequest(Strict):
+    """When the digests of a project are written."""
+
+    cron: str = Field(
+        max_length=200,
+        description="Five fields: minute (one number), hour, day of the month, month, day of the "
+        "week. A digest is about the time since the one before.",
+    )
+    time_zone: str = Field("UTC", max_length=100, description="As in `Europe/Berlin`.")
+
+
 class Query(BaseModel):
     """Query parameters: text that is converted, with the same limits."""
 
@@ -417,6 +428,12 @@ class InsightsQuery(Query):
         None, description="All but answers to questions and digests, when omitted."
     )
     status: Literal["active", "archived", "all"] = "active"
+    limit: Limit = 20
+
+
+class DigestsQuery(Query):
+    """How many digests to list."""
+
     limit: Limit = 20
 
 
@@ -749,6 +766,47 @@ class InsightList(Shape):
     """Insights, newest first, with their full content."""
 
     insights: list[Insight]
+
+
+class Digest(Shape):
+    """What happened in a project in one period of its schedule."""
+
+    id: str
+    projectId: str
+    generatedBy: str = Field(description="The user in whose name it was written.")
+    periodStart: Time
+    periodEnd: Time
+    content: dict[str, Any] = Field(
+        description="`title`, `summary`, `key_changes`, `decisions`, `open_questions` and "
+        "`next_steps`; every statement with the ids of its events."
+    )
+    markdown: str
+    createdAt: Time
+
+
+class DigestList(Shape):
+    """Digests, newest first."""
+
+    digests: list[Digest]
+
+
+class DigestSchedule(Shape):
+    """When the digests of a project are written."""
+
+    project_id: str
+    cron: str
+    time_zone: str
+    period_start: Time = Field(description="Where the period of the next digest begins.")
+    next_at: Time = Field(description="Where it ends, and when it is written.")
+    last_job_id: str | None = Field(description="The job of the latest digest.")
+    error: str | None = Field(description="Why none could be asked for; tried again in an hour.")
+    updated_at: Time
+
+
+class DigestScheduleResponse(Shape):
+    """The schedule of a project, if it has one."""
+
+    digest_schedule: DigestSchedule | None
 
 
 class Organization(Shape):
@@ -1105,4 +1163,5 @@ DRAFTS: dict[str, type[Draft]] = {
     "architecture_insight": ArchitectureDraft,
     "release_notes": ReleaseNotesDraft,
     "question": QuestionDraft,
+    "digest": HandoffDraft,
 }

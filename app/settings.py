@@ -32,6 +32,7 @@ _KINDS = {
     "ARCHITECTURE_INSIGHT": "architecture_insight",
     "RELEASE_NOTES": "release_notes",
     "QUESTION": "question",
+    "DIGEST": "digest",
     "CORRELATION": "cross_source_correlation",
     "ONBOARDING": "onboarding_brief",
     "ARCHITECTURE": "architecture_insight",

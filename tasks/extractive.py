@@ -25,6 +25,7 @@ COMPOSERS: dict[str, Callable[[Reading], AnyDraft]] = {
     "architecture_insight": architecture_insight,
     "release_notes": release_notes,
     "question": answer,
+    "digest": handoff,
 }
 WHO = frozenset(("key_people", "contributors"))  # names alone are no artifact
 

@@ -245,6 +245,8 @@ async def find_scope(database: Database, job: ClaimedJob) -> Scope:
             limit = NOTES_EVENTS
         case "question":
             since, limit = until - timedelta(days=QUESTION_DAYS), QUESTION_EVENTS
+        case "digest":
+            since = datetime.fromisoformat(options["since"])
         case "cross_source_correlation":
             since = until - timedelta(hours=options["lookbackHours"])
         case _:

@@ -25,6 +25,7 @@ VERSIONS = {
     "architecture_insight": "architecture_insight-1",
     "release_notes": "release_notes-2",
     "question": "question-1",
+    "digest": "digest-1",
 }
 INSTRUCTIONS_TOKENS = 2_500  # more than all that is said around the events of a brief
 
@@ -106,6 +107,15 @@ word with it. The question stands between marks too: it says what to answer and 
   needs to know with it: since when, by whom, what is still open. Where events contradict each other
   the newer one counts; say so. If the events do not answer it, no statement: an empty list is the
   true answer then, and better than what is only near.""",
+    "digest": """\
+Write a digest: what happened in this period, for a team that reads it in one minute where it talks.
+- title: the one or two results of the period, at most 90 characters, without the project's name.
+- summary: two or three sentences; what the period brought, and what is urgent at its end.
+- key_changes: up to 8 results, not activity; incidents and releases first; what changed, for whom,
+  and in which state it was at the end of the period.
+- decisions: what was decided in the period, and why, if a reason was given.
+- open_questions: what came up in the period and had no answer at its end, and on whom it waits.
+- next_steps: what the events say comes next, by whom if that is told.""",
 }
 _STYLES = {
     "pr_description": """\

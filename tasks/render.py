@@ -27,6 +27,12 @@ SECTIONS = {
         ("Open questions", "open_questions"),
         ("Next steps", "next_steps"),
     ),
+    "digest": (
+        ("What happened", "key_changes"),
+        ("Decisions", "decisions"),
+        ("Open questions", "open_questions"),
+        ("Next", "next_steps"),
+    ),
     "cross_source_correlation": (("What belongs together", "correlations"),),
     "onboarding_brief": (
         ("Areas", "areas"),

@@ -33,10 +33,11 @@ WORTH: dict[str, tuple[float, ...]] = {
     "onboarding_brief": (2.4, 2.4, 1.6, 1.4, 1.4, 1.8, 1.4),
     "architecture_insight": (2.6, 2.6, 1.4, 2.0, 1.2, 1.4, 1.2),
     "release_notes": (3.0, 2.6, 1.6, 1.2, 3.2, 1.1, 1.1),
+    "digest": (2.2, 2.4, 2.0, 3.2, 2.8, 1.6, 1.4),
 }
 # How much of its worth an event loses from the newest to the oldest.
 FADE = {"handoff": 0.35, "cross_source_correlation": 0.2, "onboarding_brief": 0.2,
-        "architecture_insight": 0.2, "release_notes": 0.0}  # fmt: skip
+        "architecture_insight": 0.2, "release_notes": 0.0, "digest": 0.0}  # fmt: skip
 TRUNKS = frozenset(("main", "master", "trunk", "develop", "development", "dev", "next", "staging"))
 # Fragments of what people say when they decide, ask, or leave something to do.
 TELLING = (

@@ -24,7 +24,7 @@ from app.cipher import Cipher
 from app.connector import AsyncpgConnector
 from app.db import Database, DatabaseError, Unavailable, open_database
 from app.exporter import Exporter, listening
-from app.queue import GENERATE, QUEUE, Bell, hung_bell, make_queue
+from app.queue import DIGESTS, GENERATE, NEWER, QUEUE, Bell, hung_bell, make_queue
 from app.retention import apply_retention
 from app.settings import Settings
 from app.sweeper import Sweeper
@@ -49,6 +49,7 @@ AUDIT_EVERY = 15.0  # seconds between comparing the tickets in the table with th
 GRACE = 30.0  # seconds that running attempts get to finish when the worker is told to stop
 RETURN_AFTER = 2.0  # seconds until a ticket whose job could not be claimed is tried again
 OUTAGE = 600.0  # seconds of an outage that a worker waits out; a supervisor may do better then
+MINUTE_PRIORITY = 1000  # of what is due each minute: before all jobs, as it takes milliseconds
 UNREGISTER = 5.0  # seconds; a row left behind is pruned by the sweepers
 
 
@@ -80,7 +81,8 @@ class _Wake(asyncio.Event):
 
 class _Tickets(manager.JobManager):
     """Hands out no ticket while the provider is down; a worker that can reach it may have them.
-    Nor in a database that is held, where no job could be claimed for it."""
+    Nor in a database that is held, where no job could be claimed for it. What is due each minute is
+    deferred by whichever worker is first, and may fail: the next minute makes up for it."""
 
     def __init__(
         self,
@@ -102,6 +104,16 @@ class _Tickets(manager.JobManager):
         if ticket is not None and ticket.id is not None:
             self._breaker.take(ticket.id)
         return ticket
+
+    async def defer_periodic_job(self, *args: Any, **options: Any) -> int | None:
+        """The ticket of this minute, or None: there is one, or there can be none now."""
+        if self._on_hold():
+            return None
+        try:
+            return await super().defer_periodic_job(*args, **options)
+        except exceptions.ConnectorException as error:
+            log.warning("minute missed", extra={"cause": repr(error.__cause__)})
+            return None
 
 
 class TicketWorker(Worker):
@@ -186,10 +198,6 @@ class TicketWorker(Worker):
 
     def _start_side_tasks(self) -> list[asyncio.Task[Any]]:
         side_tasks = super()._start_side_tasks()
-        # Baton has no periodic task of Procrastinate's, and its deferrer would end at once.
-        ended = next(task for task in side_tasks if task.get_name() == "deferrer")
-        ended.cancel()
-        side_tasks.remove(ended)
         side_tasks.append(asyncio.create_task(self._audit(), name="audit"))
         return side_tasks
 
@@ -303,6 +311,13 @@ def make_worker(
         await executor.run(job_id, context.job.id)
         ended()
 
+    @queue.periodic(cron="* * * * *")
+    @queue.task(name=DIGESTS, queue=NEWER, queueing_lock=DIGESTS, priority=MINUTE_PRIORITY)
+    async def digests(timestamp: int) -> None:
+        while project_id := await database.value("submit_digest"):
+            log.info("digest", extra={"project_id": project_id})
+            bell.ring()
+
     assert isinstance(queue.connector, AsyncpgConnector)
     worker = TicketWorker(
         database,
@@ -311,7 +326,7 @@ def make_worker(
         row,
         on_hold,
         app=queue,
-        queues=[QUEUE],
+        queues=[QUEUE, NEWER],
         concurrency=concurrency,
         fetch_job_polling_interval=POLL_EVERY,
         shutdown_graceful_timeout=GRACE,

@@ -103,10 +103,10 @@ def draft_of(kind: str, texts: Sequence[str], ids: Sequence[str]) -> AnyDraft:
     one = texts[0]
     items = [{"text": text, "event_ids": list(ids)} for text in texts]
     named = [{"name": text, **item} for text, item in zip(texts, items, strict=True)]
+    handoff = dict.fromkeys(("key_changes", "decisions", "open_questions", "next_steps"), items)
     parts: dict[str, Any] = {
-        "handoff": dict.fromkeys(
-            ("key_changes", "decisions", "open_questions", "next_steps"), items
-        ),
+        "handoff": handoff,
+        "digest": handoff,
         "cross_source_correlation": {
             "correlations": [
                 {"title": text, **item, "references": [*texts[-3:]], "sources": [text]}

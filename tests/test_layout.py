@@ -11,7 +11,7 @@ app.logs app.settings app.cipher app.metrics app.tracing app.background app.conn
 app.schemas app.sources app.chat
 app.history app.db app.migration app.queue app.sweeper app.retention app.errors app.wire app.guard
 app.exporter app.limits app.auth app.waits app.events app.jobs app.stream app.resources
-app.channels app.webhooks app.hooks app.openapi app.docs app.static app.main
+app.channels app.webhooks app.hooks app.digests app.openapi app.docs app.static app.main
 app.client app.mcp_server app.supervisor app.terminal app.github app.operator app.demo
 tasks.sources.event
 tasks.outcomes tasks.breaker tasks.calls tasks.context tasks.entering
@@ -58,6 +58,7 @@ SIBLINGS = {
     "app.channels",
     "app.webhooks",
     "app.hooks",
+    "app.digests",
 }  # never each other
 SQL = re.compile(
     r"\s*(select\s.+\sfrom|insert\s+into|update\s+\w+\s+set|delete\s+from|with\s+\w+\s+as)\s",

@@ -208,6 +208,7 @@ async def test_what_the_service_answers_is_what_the_document_says(
         "answer_question": {"question": "What about the cache?"},
         "send_to_discord": {"channel_id": GENERAL, "content": "Done."},
         "send_to_slack": {"channel_id": TALK, "content": "Done."},
+        "set_digest_schedule": {"cron": "0 9 * * 1-5", "time_zone": "Europe/Berlin"},
     }
     for operation in sorted(OPERATIONS, key=lambda o: o.method == "DELETE"):
         path = operation.path.format(

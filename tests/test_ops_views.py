@@ -456,6 +456,17 @@ async def old_retention(site: Site) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
+async def overdue_digest(site: Site) -> AsyncIterator[None]:
+    await site.sql.execute("select ops.set_digest($1, '0 9 * * *')", site.project)
+    await site.sql.execute(
+        "update digest_schedules set covered_until = baton_now() - interval '1 day', "
+        "next_at = baton_now() - interval '15 minutes'"
+    )
+    yield
+    await site.sql.execute("select ops.remove_digest($1)", site.project)
+
+
+@asynccontextmanager
 async def invalid_index(site: Site) -> AsyncIterator[None]:
     await site.sql.execute("create table t as select 1 as a from generate_series(1, 2)")
     with pytest.raises(asyncpg.UniqueViolationError):
@@ -493,6 +504,7 @@ CONDITIONS: list[tuple[Any, str, str]] = [  # what is done, the check, and a cau
     (open_transaction, "oldest_transaction", ""),
     (open_snapshot, "oldest_xmin", ""),
     (dead_rows, "dead_tuples", ""),
+    (overdue_digest, "overdue_digest", ""),
     (old_retention, "retention_behind", ""),
     (deaf_listener, "notification_queue", ""),
     (many_connections, "connections", ""),

@@ -117,6 +117,9 @@ INTEGRATED = (
     "select 'github', id, 'w' from users returning id) "
 )
 REFUSED = [
+    ("digest_schedules", "forward", "insert into digest_schedules (project_id, user_id, cron, "
+     "time_zone, covered_until, next_at) select id, owner_id, '0 9 * * *', 'UTC', now(), now() "
+     "from projects"),
     ("users", "email", "update users set email = 'no at sign'"),
     ("users", "email", "update users set email = 'a@b c'"),
     ("users", "email", "update users set email = repeat('a', 320) || '@b'"),
