@@ -11,8 +11,8 @@ measured it.
 import hashlib
 from typing import Any
 
+from tasks.sources.body import facts, identity, part, parts, words
 from tasks.sources.event import Delivery, Resource, SourceEvent, line, text
-from tasks.sources.forge import facts, identity, part, parts, words
 
 ALERTS = 1_000  # of one delivery
 WHERE = ("service", "service_name", "app", "namespace", "job", "grafana_folder")

@@ -10,22 +10,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tasks.lines import set_of
+from tasks.sources.body import facts, identity, part, parts, words
 from tasks.sources.event import Delivery, Resource, SourceEvent
-from tasks.sources.forge import (
-    build,
-    commit,
-    facts,
-    identity,
-    number_of,
-    numbered,
-    other,
-    part,
-    parts,
-    ref_event,
-    sha_of,
-    tag,
-    words,
-)
+from tasks.sources.forge import build, commit, number_of, numbered, other, ref_event, sha_of, tag
 
 UNTOLD = set_of(
     "repo:fork diagnostics:ping pullrequest:updated pullrequest:comment_updated "

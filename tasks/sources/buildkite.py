@@ -9,8 +9,9 @@ branch than the pipeline's default one.
 from typing import Any
 
 from tasks.lines import set_of
+from tasks.sources.body import facts, identity, part, words
 from tasks.sources.event import Delivery, Resource, SourceEvent
-from tasks.sources.forge import build, facts, identity, number_of, other, part, sha_of, words
+from tasks.sources.forge import build, number_of, other, sha_of
 
 UNTOLD = set_of(
     "ping build.scheduled build.running build.failing build.skipped job.scheduled job.started "

@@ -8,8 +8,9 @@ not say which branch is the default one.
 
 from typing import Any
 
+from tasks.sources.body import facts, identity, part, words
 from tasks.sources.event import Delivery, Resource, SourceEvent
-from tasks.sources.forge import build, facts, identity, number_of, other, part, sha_of, words
+from tasks.sources.forge import build, number_of, other, sha_of
 
 FAILED = frozenset(("failed", "error", "timedout", "infrastructure_fail", "unauthorized"))
 TRUNKS = frozenset(("main", "master", "trunk"))

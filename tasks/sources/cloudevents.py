@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from tasks.sources import generic
+from tasks.sources.body import facts, fingerprint, part, words
 from tasks.sources.event import Delivery, Resource, SourceEvent, url
-from tasks.sources.forge import facts, fingerprint, part, words
 
 if TYPE_CHECKING:
     from cloudevents.core.base import BaseCloudEvent

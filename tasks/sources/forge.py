@@ -1,16 +1,13 @@
-"""What the mappings of code forges and of build services share: careful reading, commits, builds.
+"""What the mappings of code forges and of build services share: commits, tags, builds.
 
-Pure. The one rule: a value that is missing or of another shape is None, and an identity that lacks
-a piece is none at all, so that two facts never become one.
+Pure. The one rule: an identity that lacks a piece is none at all, so two facts never become one.
 """
 
-import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import orjson
-
+from tasks.sources.body import facts, fingerprint, identity, part
 from tasks.sources.event import Resource, SourceEvent, line, text
 
 FILES_MAX = 50  # paths kept of one commit, as of one that is imported
@@ -24,39 +21,10 @@ URGENT = re.compile(
 SHA = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
-def part(value: Any, *path: str | int) -> Any:
-    """What a body has at a path; None where a piece of it is missing or of another shape."""
-    for step in path:
-        if isinstance(value, Mapping):
-            value = value.get(step)
-        elif isinstance(value, list) and isinstance(step, int) and step < len(value):
-            value = value[step]
-        else:
-            return None
-    return value
-
-
-def parts(value: Any, *path: str | int) -> list[Any]:
-    """The list at a path, or an empty one."""
-    found = part(value, *path)
-    return found if isinstance(found, list) else []
-
-
-def words(value: Any, *path: str | int) -> str:
-    """The text at a path as one line, or an empty one."""
-    return line(part(value, *path)) or ""
-
-
 def number_of(value: Any, *path: str | int) -> int | None:
     """The whole number at a path."""
     found = part(value, *path)
     return found if type(found) is int else None
-
-
-def identity(*pieces: object) -> str:
-    """An external id of its pieces; "" when one is missing, which is no id."""
-    found = [line(piece) for piece in pieces]
-    return ":".join(piece for piece in found if piece) if all(found) else ""
 
 
 def numbered(resource: Resource | None, number: int | None, *pieces: object) -> str:
@@ -64,17 +32,6 @@ def numbered(resource: Resource | None, number: int | None, *pieces: object) -> 
     if resource is None or number is None:
         return ""
     return identity(f"{resource.id}#{number}", *pieces)
-
-
-def fingerprint(body: Any) -> str:
-    """An id of a body that has none of its own: the same bytes of meaning give the same id."""
-    try:
-        raw = orjson.dumps(body, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
-    except TypeError:
-        return ""
-    return (
-        f"body:{hashlib.blake2b(raw, digest_size=16).hexdigest()}"  # bare, it would be a commit's
-    )
 
 
 def labels_of(values: Iterable[Any], key: str) -> list[str]:
@@ -89,11 +46,6 @@ def priority_of(labels: Iterable[str]) -> str | None:
         if found := URGENT.fullmatch(label):
             return (found[1] or found[2]).casefold()
     return None
-
-
-def facts(**found: Any) -> dict[str, Any]:
-    """Metadata without what is not known."""
-    return {key: value for key, value in found.items() if value not in (None, "", [])}
 
 
 def sha_of(value: Any, *path: str | int) -> str | None:

@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from tasks.sources.body import facts, fingerprint, identity, part, words
 from tasks.sources.event import Delivery, Resource, SourceEvent, line, text, url
-from tasks.sources.forge import facts, fingerprint, identity, part, words
 
 MEMBERS = 40  # of one object, that are looked at
 PLACES = 60  # objects in a body, that are looked at

@@ -15,24 +15,20 @@ from typing import Any
 import orjson
 
 from tasks.lines import set_of
+from tasks.sources.body import facts, identity, part, parts, words
 from tasks.sources.event import Delivery, Resource, SourceEvent
 from tasks.sources.forge import (
     build,
     commit,
     deployment,
-    facts,
-    identity,
     labels_of,
     number_of,
     numbered,
     other,
-    part,
-    parts,
     priority_of,
     ref_event,
     sha_of,
     tag,
-    words,
 )
 
 # Deliveries that tell nothing that a team did, or repeat what another delivery tells.

@@ -10,23 +10,19 @@ default branch.
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from tasks.sources.body import facts, identity, part, parts, words
 from tasks.sources.event import Delivery, Resource, SourceEvent, text
 from tasks.sources.forge import (
     build,
     commit,
     deployment,
-    facts,
-    identity,
     labels_of,
     number_of,
     other,
-    part,
-    parts,
     priority_of,
     ref_event,
     sha_of,
     tag,
-    words,
 )
 
 UNTOLD = frozenset(("emoji",))

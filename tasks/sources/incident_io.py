@@ -10,8 +10,8 @@ its members may hear of.
 import re
 from typing import Any
 
+from tasks.sources.body import facts, identity, part, parts, words
 from tasks.sources.event import Delivery, Resource, SourceEvent, text
-from tasks.sources.forge import facts, identity, part, parts, words
 from tasks.sources.generic import told
 
 VERSION = re.compile(r"_v\d+$")

@@ -6,8 +6,8 @@ on it to it.
 
 from typing import Any
 
+from tasks.sources.body import facts, identity, part, words
 from tasks.sources.event import Delivery, Resource, SourceEvent
-from tasks.sources.forge import facts, identity, part, words
 from tasks.sources.generic import told
 
 ONCE = frozenset(("incident.triggered",))  # everything else can happen again

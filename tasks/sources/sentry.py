@@ -10,8 +10,8 @@ day: Sentry sends every occurrence.
 from dataclasses import replace
 from typing import Any
 
+from tasks.sources.body import facts, identity, part, words
 from tasks.sources.event import Delivery, Resource, SourceEvent, moment
-from tasks.sources.forge import facts, identity, part, words
 from tasks.sources.generic import told
 
 

@@ -8,8 +8,9 @@ Not told: deployments that only began, were cancelled, or wait for checks.
 from typing import Any
 
 from tasks.lines import set_of
+from tasks.sources.body import identity, part, words
 from tasks.sources.event import Delivery, Resource, SourceEvent
-from tasks.sources.forge import deployment, identity, other, part, sha_of, words
+from tasks.sources.forge import deployment, other, sha_of
 
 VERBS = {
     "deployment.succeeded": "succeeded", "deployment.ready": "succeeded",
