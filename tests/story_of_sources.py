@@ -267,7 +267,7 @@ def ticket(action: str, state: str, kind: str, when: tuple[int, int]) -> Sent:
         "description": f"The retry of a payment redeems the voucher again. See {CRASH} and INC-57.",
         "team": {"id": "t1", "key": "ENG", "name": "Engineering"},
         "state": {"id": f"s-{kind}", "name": state, "type": kind},
-        "assignee": {"id": "u2", "name": "Bo"}, "labels": [{"id": "l1", "name": "bug"}],
+        "assignee": {"id": "u2", "name": "Bo Berg"}, "labels": [{"id": "l1", "name": "bug"}],
         "createdAt": iso(9, 20), "updatedAt": iso(*when),
     }  # fmt: skip
     return _linear(action, data, when, noise=False)
@@ -343,7 +343,7 @@ def push(branch: str, sha: str, message: str, when: tuple[int, int]) -> Sent:
         "deleted": False, "repository": _repository(), "pusher": {"name": "bo"},
         "commits": [{
             "id": sha, "message": message, "timestamp": iso(*when), "distinct": True,
-            "url": f"{REPOSITORY}/commit/{sha}", "author": {"name": "Bo", "username": "bo"},
+            "url": f"{REPOSITORY}/commit/{sha}", "author": {"name": "Bo Berg", "username": "bo"},
             "added": [], "removed": [], "modified": ["checkout/vouchers.py"],
         }],
         "sender": {"login": "bo", "type": "User"},
@@ -364,7 +364,7 @@ def build(status: str, sha: str, when: tuple[int, int]) -> Sent:
         "pipeline": {"id": "p9", "number": 9, "vcs": {
             "provider_name": "github", "origin_repository_url": REPOSITORY, "revision": sha,
             "target_repository_url": REPOSITORY, "branch": "bo/eng-482-voucher-once",
-            "commit": {"subject": "Count a voucher once per cart", "author": {"name": "Bo"}},
+            "commit": {"subject": "Count a voucher once per cart", "author": {"name": "Bo Berg"}},
         }},
     }  # fmt: skip
     return Sent("circleci", body, {"circleci-event-type": "workflow-completed"})
@@ -396,7 +396,7 @@ def deployment(when: tuple[int, int]) -> Sent:
                 "meta": {
                     "githubCommitSha": MERGED, "githubCommitRef": "main",
                     "githubCommitMessage": "Count a voucher once per cart (#231)",
-                    "githubCommitAuthorName": "Bo",
+                    "githubCommitAuthorName": "Bo Berg",
                 },
             },
             "links": {"deployment": "https://vercel.com/acme/checkout/dpl_story"},

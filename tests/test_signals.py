@@ -1,7 +1,9 @@
 """Reading one event."""
 
 import pytest
-from stories import signal
+from stories import chat, signal
+
+from tasks.signals import read
 
 PROXIES = "Co-authored-by: Karen <k@example.com>\n\n* Add red test\n* Lint"
 
@@ -44,6 +46,9 @@ def test_a_revert_knows_what_it_reverts() -> None:
         ("jira", "sprint.closed", {}, "other", "closed"),
         ("sentry", "issue.created", {}, "incident", "open"),
         ("pagerduty", "incident.resolved", {}, "incident", "closed"),
+        ("sentry", "issue.archived", {"status": "ignored"}, "incident", "closed"),
+        ("pagerduty", "service.updated", {}, "other", ""),
+        ("incident_io", "task.created", {"status": "outstanding"}, "ticket", "open"),
         ("slack", "message", {}, "chat", ""),
         ("github", "tag", {}, "release", ""),
     ],
@@ -72,3 +77,18 @@ def test_bots_are_told_from_people() -> None:
 )
 def test_metadata_of_any_shape_is_survived(metadata: dict[str, object]) -> None:
     assert signal("Fix it", metadata=metadata).files == ()
+
+
+def test_events_of_one_thing_say_so() -> None:
+    def said(title: str) -> str:
+        return read(chat(title, more={"thread": "C1:1"})).thing
+
+    def paged(title: str) -> str:
+        return signal(
+            title, source="pagerduty", url="https://acme.pagerduty.com/incidents/Q2"
+        ).thing
+
+    assert said("One") == said("Two") != signal("One").thing
+    assert paged("One") == paged("Two") != said("One")
+    assert signal("Fix x", external_id="ENG-4", source="linear").thing == "ENG-4"
+    assert signal("Fix x").thing != signal("Fix y").thing
