@@ -91,4 +91,4 @@ def test_events_of_one_thing_say_so() -> None:
     assert said("One") == said("Two") != signal("One").thing
     assert paged("One") == paged("Two") != said("One")
     assert signal("Fix x", external_id="ENG-4", source="linear").thing == "ENG-4"
-    assert signal("Fix x").thing != signal("Fix y").thing
+    assert read(chat("One")).thing != read(chat("Two")).thing
