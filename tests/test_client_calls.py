@@ -42,6 +42,10 @@ CALLS = {
     "list events": ("GET", "/events", "test_list_events"),
     "ingest events": ("POST", "/events", "test_ingest_events_once_each"),
     "ask project": ("POST", "/projects/{project_id}/qa", "test_ask_project"),
+    "list digests": (
+        "GET", "/projects/{project_id}/digests",
+        "test_digests::test_get_digests_answers_what_the_schedule_had_written",
+    ),
     "list discord channels": (
         "GET", "/discord/channels", "test_channels::test_list_discord_channels",
     ),
