@@ -18,7 +18,9 @@
 --   events           what happened: one row per piece of activity, stored once per external id
 --   event_facets     the distinct values that events hold, so that filters need no scan of events
 --   integrations, integration_secrets   what sends activity by itself, and what it proves that with
---   resources        the repositories, channels and boards of an integration: which project each is of
+--   resources        the repositories, channels and boards of an integration: which project each is of;
+--                    integration_access answers who may see and change an integration,
+--                    integration_objects what a client sees of it
 --   people           what a source calls people of whom it sends ids
 --   hook_deliveries  what an integration has sent, once each
 --   waiting_deliveries   those of them that are not mapped yet, as they came
@@ -241,6 +243,25 @@ create unique index if not exists projects_personal_slug on projects (owner_id, 
 create unique index if not exists projects_organization_slug on projects (organization_id, slug)
   where organization_id is not null;
 create index if not exists projects_owner on projects (owner_id);
+do $$
+begin
+  if not exists (
+    select from pg_constraint
+    where conrelid = 'projects'::regclass and conname = 'projects_scope_check') then
+    alter table projects add constraint projects_scope_check check (
+      jsonb_typeof(scope) = 'object'
+      and coalesce(jsonb_typeof(scope -> 'sources') in ('array', 'null'), true)
+      and coalesce(jsonb_typeof(scope -> 'filters') in ('object', 'null'), true)) not valid;
+  end if;
+end
+$$;
+-- later: until version 3 an operator could write anything there, and what was no scope was none.
+update projects set scope = null
+where jsonb_typeof(scope) <> 'object'
+  or jsonb_typeof(scope -> 'sources') not in ('array', 'null')
+  or jsonb_typeof(scope -> 'filters') not in ('object', 'null');
+-- later
+alter table projects validate constraint projects_scope_check;
 
 -- Since version 4. What its events are mostly written in: a text search configuration.
 alter table projects add column if not exists language text not null default 'english';
@@ -769,13 +790,17 @@ create table if not exists resources (
   type text not null check (length(type) between 1 and 64),  -- repository, channel, board, …
   project_id uuid references projects on delete set null,  -- null: its events wait
   default_branch text check (length(default_branch) between 1 and 300),
+  pulling boolean not null default false,  -- it has got a project, and events of it may still wait
   created_at timestamptz not null default baton_now(),
   last_event_at timestamptz not null default baton_now(),
   asked_at timestamptz,  -- when the source was last asked for the name; null: never
   primary key (integration_id, id)
 );
 create index if not exists resources_project on resources (project_id);
-alter table resources add column if not exists asked_at timestamptz;
+alter table resources
+  add column if not exists asked_at timestamptz,
+  add column if not exists pulling boolean not null default false;
+create index if not exists resources_pulling on resources (integration_id, id) where pulling;
 
 create table if not exists people (
   integration_id uuid not null references integrations on delete cascade,
@@ -1214,6 +1239,417 @@ language sql as $$
   on conflict (project_id, source, resource, stream) do update
   set since = excluded.since, cursor = excluded.cursor, etag = excluded.etag,
     updated_at = excluded.updated_at
+$$;
+
+-- Who may see which integration, and as what: one's own, and those of one's organizations. Of the
+-- latter, who is an admin there may change them.
+create or replace view integration_access as
+  select id as integration_id, user_id, 'owner' as access_role
+  from integrations
+  where organization_id is null
+  union all
+  select
+    i.id, m.user_id,
+    case when m.role = 'admin' or m.admin_until > baton_now() then 'admin' else 'member' end
+  from integrations i
+  join members m on m.organization_id = i.organization_id;
+
+-- An integration as a client sees it. providers_connected is what it brings in, here always one source;
+-- last_validated_at is when it last sent something that was verified.
+create or replace view integration_objects as
+select
+  i.id, i.source, coalesce(i.workspace_id, i.id::text) as workspace_id, i.workspace_name,
+  i.created_at as connected_at,
+  case when i.organization_id is null then 'personal' else 'organization' end as scope,
+  r.resource_type,
+  case
+    when not i.enabled then 'disabled'
+    when not exists (
+      select from integration_secrets s
+      where s.integration_id = i.id and s.name = 'signing' and s.expires_at is null)
+      then 'awaiting_secret'
+    when greatest(r.last_event_at, c.last_at) is null then 'awaiting_first_delivery'
+    else 'connected'
+  end as connection_status,
+  array[i.source] as providers_connected,
+  greatest(r.last_event_at, c.last_at) as last_validated_at,
+  i.organization_id, i.project_id, i.enabled,
+  exists (
+    select from integration_secrets s
+    where s.integration_id = i.id and s.name = 'token' and s.expires_at is null) as has_token,
+  i.updated_at
+from integrations i
+cross join lateral (
+  select mode() within group (order by type) as resource_type, max(last_event_at) as last_event_at
+  from resources
+  where integration_id = i.id
+) r
+cross join lateral (
+  select max(last_at) as last_at
+  from hook_counts
+  where integration_id = i.id and result in ('accepted', 'duplicate')
+) c;
+
+-- Answers BT404 or BT403 unless the role, null when nothing was found, may change the integration.
+create or replace function assert_integration_admin(p_access_role text, p_field text) returns void
+language plpgsql immutable as $$
+begin
+  if p_access_role is null then
+    raise '%: no integration with this id is visible to this key.', p_field using errcode = 'BT404';
+  elsif p_access_role = 'member' then
+    raise 'Only an admin of the organization may do this to its integrations.'
+      using errcode = 'BT403';
+  end if;
+end
+$$;
+
+create or replace function integration_role(p_user_id uuid, p_integration_id uuid) returns text
+language sql stable as $$
+  select access_role from integration_access
+  where user_id = p_user_id and integration_id = p_integration_id
+$$;
+
+-- The integration, locked, when the user may change it.
+create or replace function lock_integration(p_user_id uuid, p_integration_id uuid)
+returns integrations
+language plpgsql as $$
+declare
+  v_integration integrations;
+begin
+  perform assert_integration_admin(
+    integration_role(p_user_id, p_integration_id), 'integration_id');
+  select * into v_integration from integrations where id = p_integration_id for no key update;
+  if not found then
+    perform assert_integration_admin(null, 'integration_id');
+  end if;
+  return v_integration;
+end
+$$;
+
+-- Answers BT400 unless what the integration sends may become events of the project: one of an
+-- organization has the projects of that organization, one of a user those that the user owns.
+create or replace function assert_reach(
+  p_user_id uuid, p_organization_id uuid, p_project_id uuid, p_field text
+) returns void
+language plpgsql stable as $$
+begin
+  if p_organization_id is not null then
+    perform from projects where id = p_project_id and organization_id = p_organization_id;
+    if not found then
+      raise '%: an integration of an organization reaches projects of that organization only.',
+        p_field using errcode = 'BT400';
+    end if;
+  elsif project_role(p_user_id, p_project_id) is distinct from 'owner' then
+    raise '%: an integration of a user reaches projects that this user owns only.',
+      p_field using errcode = 'BT400';
+  end if;
+end
+$$;
+
+-- Give an integration a secret. What it had by this name is good for so long still; a null value takes
+-- away all that there is.
+create or replace function replace_secret(
+  p_integration_id uuid, p_name text, p_value bytea, p_keep interval
+) returns void
+language sql as $$
+  delete from integration_secrets
+  where integration_id = p_integration_id and name = p_name
+    and (expires_at <= baton_now() or p_keep <= '0' or p_value is null);
+  update integration_secrets
+  set expires_at = least(expires_at, baton_now() + p_keep)
+  where integration_id = p_integration_id and name = p_name;
+  insert into integration_secrets (integration_id, name, value)
+  select p_integration_id, p_name, p_value
+  where p_value is not null;
+$$;
+
+-- An integration of the organization, or without one of the user. Secret and token come encrypted.
+create or replace function add_integration(
+  p_user_id uuid, p_organization_id uuid, p_source text, p_workspace_id text,
+  p_workspace_name text, p_project_id uuid, p_secret bytea, p_token bytea
+) returns uuid
+language plpgsql as $$
+declare
+  v_id uuid;
+begin
+  if not exists (select from sources where name = p_source) then
+    raise 'source: there is no source named "%".', p_source using errcode = 'BT400';
+  end if;
+  if p_project_id is not null then
+    perform assert_reach(p_user_id, p_organization_id, p_project_id, 'project_id');
+  end if;
+  -- One at a time, so that the cap is one.
+  perform pg_advisory_xact_lock(hashtextextended(
+    'baton integrations ' || coalesce(p_organization_id, p_user_id), 0));
+  if (
+    select count(*) from integrations
+    where case when p_organization_id is null
+      then organization_id is null and user_id = p_user_id
+      else organization_id = p_organization_id end) >= 200 then
+    raise 'There are 200 integrations already, which is the most; delete one first.'
+      using errcode = 'BT409';
+  end if;
+  insert into integrations (
+    source, user_id, organization_id, project_id, workspace_id, workspace_name)
+  values (
+    p_source, p_user_id, p_organization_id, p_project_id, p_workspace_id,
+    coalesce(p_workspace_name, (select label from sources where name = p_source)))
+  returning id into v_id;
+  perform replace_secret(v_id, 'signing', p_secret, '0');
+  perform replace_secret(v_id, 'token', p_token, '0');
+  return v_id;
+end
+$$;
+
+-- The same for a caller. Without an organization it is that of the project, if the caller may connect
+-- something to it, else the caller's own. BT404, BT403, BT400, BT409.
+create or replace function create_integration(
+  p_user_id uuid, p_organization_id uuid, p_source text, p_workspace_id text,
+  p_workspace_name text, p_project_id uuid, p_secret bytea, p_token bytea
+) returns uuid
+language plpgsql as $$
+declare
+  v_role text;
+  v_organization_id uuid := p_organization_id;
+begin
+  if p_project_id is not null then
+    v_role := project_role(p_user_id, p_project_id);
+    if v_role is null then
+      perform assert_project(p_user_id, p_project_id);
+    elsif v_role = 'member' then
+      raise 'Only an owner or admin of the project may connect something to it.'
+        using errcode = 'BT403';
+    end if;
+    v_organization_id := coalesce(p_organization_id, (
+      select p.organization_id
+      from projects p
+      join members m on m.organization_id = p.organization_id and m.user_id = p_user_id
+      where p.id = p_project_id and (m.role = 'admin' or m.admin_until > baton_now())));
+  end if;
+  if p_organization_id is not null then
+    v_role := (
+      select case when role = 'admin' or admin_until > baton_now() then 'admin' else role end
+      from members where organization_id = p_organization_id and user_id = p_user_id);
+    if v_role is null then
+      raise 'organization_id: no organization with this id is visible to this key.'
+        using errcode = 'BT404';
+    end if;
+    perform assert_integration_admin(v_role, 'organization_id');
+  end if;
+  return add_integration(
+    p_user_id, v_organization_id, p_source, p_workspace_id, p_workspace_name, p_project_id,
+    p_secret, p_token);
+end
+$$;
+
+-- Change what is named in p_changes: workspace_name, enabled, project_id (of new resources), and with
+-- `token` the token, to p_token. BT404, BT403, BT400.
+create or replace function update_integration(
+  p_user_id uuid, p_integration_id uuid, p_changes jsonb, p_token bytea
+) returns void
+language plpgsql as $$
+declare
+  v_integration integrations := lock_integration(p_user_id, p_integration_id);
+  v_project_id uuid := p_changes ->> 'project_id';
+begin
+  if v_project_id is not null then
+    perform assert_project(p_user_id, v_project_id);
+    perform assert_reach(
+      v_integration.user_id, v_integration.organization_id, v_project_id, 'project_id');
+  end if;
+  update integrations
+  set
+    workspace_name = coalesce(p_changes ->> 'workspace_name', workspace_name),
+    enabled = coalesce((p_changes ->> 'enabled')::boolean, enabled),
+    project_id = case when p_changes ? 'project_id' then v_project_id else project_id end,
+    updated_at = baton_now()
+  where id = p_integration_id;
+  if p_changes ? 'token' then
+    perform replace_secret(p_integration_id, 'token', p_token, '0');
+  end if;
+end
+$$;
+
+-- A new signing secret; the old one is good for 24 hours more, until the source has learnt of the new
+-- one. BT404, BT403.
+create or replace function rotate_integration(
+  p_user_id uuid, p_integration_id uuid, p_secret bytea
+) returns void
+language plpgsql as $$
+begin
+  perform lock_integration(p_user_id, p_integration_id);
+  perform replace_secret(p_integration_id, 'signing', p_secret, '24 hours');
+end
+$$;
+
+-- Delete an integration and what of it is no event of a project. From the first call on it takes
+-- nothing more; each removes about p_limit rows of each kind. Answers whether there was nothing left
+-- to remove, and it is gone. The integration is locked before its rows, as where these are written.
+create or replace function remove_integration(p_integration_id uuid, p_limit int) returns boolean
+language plpgsql as $$
+declare
+  v_table text;
+  v_removed int;
+  v_left boolean := false;
+begin
+  perform from integrations where id = p_integration_id for update;
+  update integrations set enabled = false where id = p_integration_id and enabled;
+  delete from integration_secrets where integration_id = p_integration_id;
+  foreach v_table in array '{waiting_deliveries, hook_deliveries, untracked_events}'::text[] loop
+    execute format(
+      'delete from %1$I where ctid = any (array('
+      'select ctid from %1$I where integration_id = $1 limit $2))', v_table)
+    using p_integration_id, p_limit;
+    get diagnostics v_removed = row_count;
+    v_left := v_left or v_removed = p_limit;
+  end loop;
+  if v_left then
+    return false;
+  end if;
+  delete from integrations where id = p_integration_id;
+  return true;
+end
+$$;
+
+-- The same for a caller. BT404, BT403.
+create or replace function delete_integration(
+  p_user_id uuid, p_integration_id uuid, p_limit int
+) returns boolean
+language plpgsql as $$
+begin
+  perform assert_integration_admin(
+    integration_role(p_user_id, p_integration_id), 'integration_id');
+  return remove_integration(p_integration_id, p_limit);
+end
+$$;
+
+-- Give resources, two arrays with the two halves of their keys, to a project, or with null to none.
+-- Events that wait come in by pull_events. The rows are locked in the order of their keys, and before
+-- any event is written, as in store_source_events: so none is stored in between and forgotten.
+create or replace function move_resources(
+  p_integration_ids uuid[], p_ids text[], p_project_id uuid
+) returns void
+language plpgsql as $$
+begin
+  perform from resources r
+  join unnest(p_integration_ids, p_ids) as w (integration_id, id) using (integration_id, id)
+  order by r.integration_id, r.id
+  for no key update of r;
+  update resources r
+  set project_id = p_project_id, pulling = p_project_id is not null
+  from unnest(p_integration_ids, p_ids) as w (integration_id, id)
+  where r.integration_id = w.integration_id and r.id = w.id
+    and (r.project_id is distinct from p_project_id or p_project_id is not null);
+end
+$$;
+
+-- Store what has waited for a project, of one resource that has got one: at most p_limit events, and of
+-- those only what came in the last 14 days. Answers how many it took; null when nothing is to be done,
+-- in the project or, without one, anywhere.
+create or replace function pull_events(p_project_id uuid, p_limit int) returns int
+language plpgsql as $$
+declare
+  v_resource resources;
+  v_events jsonb;
+  v_taken int;
+begin
+  loop
+    select * into v_resource
+    from resources
+    where pulling and (p_project_id is null or project_id = p_project_id)
+    order by integration_id, id
+    limit 1
+    for no key update;
+    exit when found;  -- not: somebody else may have ended the one that was next
+    perform from resources where pulling and (p_project_id is null or project_id = p_project_id);
+    if not found then
+      return null;
+    end if;
+  end loop;
+  with taken as (
+    delete from untracked_events
+    where id in (
+      select id from untracked_events
+      where integration_id = v_resource.integration_id and resource_id = v_resource.id
+      order by id limit p_limit)
+    returning id, event, created_at
+  )
+  select
+    count(*), jsonb_agg(event order by id) filter (
+      where created_at > baton_now() - interval '14 days')
+  into v_taken, v_events
+  from taken;
+  if v_events is not null then
+    perform store_events(
+      (select user_id from integrations where id = v_resource.integration_id),
+      v_resource.project_id, v_events);
+  end if;
+  if v_taken < p_limit then
+    update resources set pulling = false
+    where integration_id = v_resource.integration_id and id = v_resource.id;
+  end if;
+  return v_taken;
+end
+$$;
+
+-- The resources of a project are these from now on, three arrays with what each is called by the
+-- caller; the third may be null. Those that it had and that are not among them have no project, and
+-- what they send from now on waits. BT404, BT403, BT400; the message names the element.
+create or replace function set_resources(
+  p_user_id uuid, p_project_id uuid, p_integration_ids uuid[], p_ids text[], p_sources text[]
+) returns void
+language plpgsql as $$
+declare
+  v_role text := project_role(p_user_id, p_project_id);
+  v_asked record;
+  v_integration integrations;
+begin
+  if v_role is null then
+    perform assert_project(p_user_id, p_project_id);
+  elsif v_role = 'member' then
+    raise 'Only an owner or admin of the project may say which resources it has.'
+      using errcode = 'BT403';
+  end if;
+  for v_asked in
+    select
+      a.integration_id, a.id, a.source, format('resources[%s]', a.n - 1) as field,
+      r.id is not null as known, r.project_id is not distinct from p_project_id as unchanged
+    from unnest(p_integration_ids, p_ids, p_sources)
+      with ordinality a (integration_id, id, source, n)
+    left join resources r on r.integration_id = a.integration_id and r.id = a.id
+    order by a.n
+  loop
+    continue when v_asked.known and v_asked.unchanged;  -- as it is, whoever had it that way
+    perform assert_integration_admin(
+      integration_role(p_user_id, v_asked.integration_id), v_asked.field || '.integration_id');
+    select * into v_integration from integrations where id = v_asked.integration_id;
+    if v_asked.source <> v_integration.source then
+      raise '%.source: the integration is of the source %.', v_asked.field, v_integration.source
+        using errcode = 'BT404';
+    end if;
+    if not v_asked.known then
+      raise '%.resource_id: the integration has no such resource; it has one from its first event on.',
+        v_asked.field using errcode = 'BT404';
+    end if;
+    perform assert_reach(
+      v_integration.user_id, v_integration.organization_id, p_project_id,
+      v_asked.field || '.integration_id');
+  end loop;
+
+  -- All rows in one order, those that go and those that come, before any is changed.
+  perform from resources r
+  where r.project_id = p_project_id or exists (
+    select from unnest(p_integration_ids, p_ids) as a (integration_id, id)
+    where a.integration_id = r.integration_id and a.id = r.id)
+  order by r.integration_id, r.id
+  for no key update;
+  update resources r
+  set project_id = null, pulling = false
+  where r.project_id = p_project_id and not exists (
+    select from unnest(p_integration_ids, p_ids) as a (integration_id, id)
+    where a.integration_id = r.integration_id and a.id = r.id);
+  perform move_resources(p_integration_ids, p_ids, p_project_id);
+end
 $$;
 
 -- --- Restored copies ----------------------------------------------------------------------
@@ -1751,6 +2187,34 @@ begin
     return format('%s: this artifact needs a code source such as github in its scope.', v_field);
   end if;
   return null;
+end
+$$;
+
+-- Save what a request of the project means that names neither sources nor filters; two nulls: all.
+-- BT404, BT403, BT400.
+create or replace function set_project_scope(
+  p_user_id uuid, p_project_id uuid, p_sources text[], p_filters jsonb
+) returns jsonb
+language plpgsql as $$
+declare
+  v_role text := project_role(p_user_id, p_project_id);
+  v_fault text;
+  v_scope jsonb;
+begin
+  if v_role is null then
+    perform assert_project(p_user_id, p_project_id);
+  elsif v_role = 'member' then
+    raise 'Only an owner or admin of the project may set its scope.' using errcode = 'BT403';
+  end if;
+  v_fault := scope_fault(p_project_id, 'handoff', p_sources, p_filters);
+  if v_fault is not null then
+    raise '%', v_fault using errcode = 'BT400';
+  end if;
+  if p_sources is not null or p_filters is not null then
+    v_scope := jsonb_build_object('sources', p_sources, 'filters', p_filters);
+  end if;
+  update projects set scope = v_scope, updated_at = baton_now() where id = p_project_id;
+  return v_scope;
 end
 $$;
 
@@ -6584,6 +7048,231 @@ language sql stable security definer set search_path = public, pg_temp as $$
   select c.name, c.ok from ops.checks c
 $$;
 
+-- --- ops: integrations --------------------------------------------------------------------
+--
+-- What `baton integration` calls, and what can be done without it. Secrets come encrypted, and never go
+-- into the audit.
+
+create or replace function assert_integration(p_integration_id uuid) returns void
+language plpgsql stable as $$
+begin
+  perform from integrations where id = p_integration_id;
+  if not found then
+    raise 'integration: there is no integration with this id.' using errcode = 'BT404';
+  end if;
+end
+$$;
+
+create or replace function ops.create_integration(
+  source text, owner uuid, organization uuid default null, project uuid default null,
+  name text default null, secret bytea default null, token bytea default null
+) returns uuid
+language plpgsql security definer
+set search_path = public, pg_temp set lock_timeout = '2s' as $$
+declare
+  v_id uuid;
+begin
+  perform assert_user(owner, 'owner');
+  if name is not null then
+    perform assert_text('name', name);
+  end if;
+  if organization is not null then
+    if not exists (select from organizations where id = organization) then
+      raise 'organization: there is no organization with this id.' using errcode = 'BT404';
+    end if;
+    perform from members m where m.organization_id = organization and m.user_id = owner;
+    if not found then
+      raise 'owner: the user is no member of the organization.' using errcode = 'BT400';
+    end if;
+  end if;
+  if project is not null then
+    if not exists (select from projects where id = project) then
+      raise 'project: there is no project with this id.' using errcode = 'BT404';
+    end if;
+    perform assert_reach(owner, organization, project, 'project');
+  end if;
+  v_id := add_integration(
+    owner, organization, create_integration.source, null, name, project, secret, token);
+  perform audit('create_integration', jsonb_build_object(
+    'integration_id', v_id, 'source', source, 'owner', owner, 'organization_id', organization,
+    'project_id', project));
+  return v_id;
+end
+$$;
+comment on function ops.create_integration is
+  'Connect a source, for a user or for an organization that the owner is in, and answer the id, with '
+  'which the source''s address ends. Secret and token have to be encrypted: '
+  'use `baton integration create`, which makes and shows the secret.';
+
+create or replace function ops.rotate_integration(
+  integration uuid, secret bytea, keep interval default '24 hours'
+) returns void
+language plpgsql security definer
+set search_path = public, pg_temp set lock_timeout = '2s' as $$
+begin
+  perform assert_integration(integration);
+  if keep is null or keep < '0' or keep > '30 days' then
+    raise 'keep: must be an interval from 0 to 30 days.' using errcode = 'BT400';
+  end if;
+  perform from integrations where id = integration for no key update;
+  perform replace_secret(integration, 'signing', secret, keep);
+  perform audit('rotate_integration', jsonb_build_object(
+    'integration_id', integration, 'keep', keep));
+end
+$$;
+comment on function ops.rotate_integration is
+  'Give an integration a new signing secret; the old one is good for as long as keep says. The secret '
+  'has to be encrypted: use `baton integration rotate`. Null: it has none, and takes the one that its '
+  'source brings, if that is how the source does it.';
+
+create or replace function ops.enable_integration(integration uuid, enabled boolean default true)
+returns boolean
+language plpgsql security definer
+set search_path = public, pg_temp set lock_timeout = '2s' as $$
+begin
+  perform assert_integration(integration);
+  if enabled is null then
+    raise 'enabled: must be true or false.' using errcode = 'BT400';
+  end if;
+  update integrations i
+  set enabled = enable_integration.enabled, updated_at = baton_now()
+  where i.id = integration and i.enabled <> enable_integration.enabled;
+  if not found then
+    return false;
+  end if;
+  perform audit('enable_integration', jsonb_build_object(
+    'integration_id', integration, 'enabled', enabled));
+  return true;
+end
+$$;
+comment on function ops.enable_integration is
+  'Let an integration take what its source sends, or with false refuse it (404) until it is enabled '
+  'again; what has been taken is mapped. Answers whether that was a change.';
+
+create or replace function ops.delete_integration(integration uuid, max int default 10000)
+returns boolean
+language plpgsql security definer
+set search_path = public, pg_temp set lock_timeout = '2s' as $$
+declare
+  v_gone boolean;
+begin
+  perform assert_integration(integration);
+  perform assert_batch(delete_integration.max);
+  v_gone := remove_integration(integration, delete_integration.max);
+  perform audit('delete_integration', jsonb_build_object(
+    'integration_id', integration, 'gone', v_gone));
+  return v_gone;
+end
+$$;
+comment on function ops.delete_integration is
+  'Delete an integration with its secrets, resources and what waits; events of projects stay. It takes '
+  'nothing more from the first call on. False: there was more to remove than max rows; call it again.';
+
+create or replace function ops.map_resource(integration uuid, resource text, project uuid)
+returns int
+language plpgsql security definer
+set search_path = public, pg_temp set lock_timeout = '2s' as $$
+declare
+  v_integration integrations;
+  v_count int;
+  v_moved int := 0;
+begin
+  perform assert_integration(integration);
+  select * into v_integration from integrations where id = integration;
+  if not exists (select from resources r where r.integration_id = integration and r.id = resource) then
+    raise 'resource: the integration has no such resource; see ops.resources.' using errcode = 'BT404';
+  end if;
+  if not exists (select from projects p where p.id = project) then
+    raise 'project: there is no project with this id.' using errcode = 'BT404';
+  end if;
+  perform assert_reach(v_integration.user_id, v_integration.organization_id, project, 'project');
+  perform move_resources(array[integration], array[resource], project);
+  loop
+    v_count := pull_events(project, 1000);
+    exit when v_count is null;
+    v_moved := v_moved + v_count;
+  end loop;
+  perform audit('map_resource', jsonb_build_object(
+    'integration_id', integration, 'resource', resource, 'project_id', project,
+    'moved', v_moved));
+  return v_moved;
+end
+$$;
+comment on function ops.map_resource is
+  'Give a resource of an integration, such as a repository or a channel, to a project: what it sends '
+  'becomes events there, what came in the last 14 days at once. Answers how many events had waited. '
+  'Of an organization to its projects, of a user to projects that the user owns.';
+
+create or replace function ops.unmap_resource(integration uuid, resource text) returns boolean
+language plpgsql security definer
+set search_path = public, pg_temp set lock_timeout = '2s' as $$
+declare
+  v_project_id uuid;
+begin
+  perform assert_integration(integration);
+  select project_id into v_project_id
+  from resources r where r.integration_id = integration and r.id = resource for no key update;
+  if not found then
+    raise 'resource: the integration has no such resource; see ops.resources.' using errcode = 'BT404';
+  end if;
+  if v_project_id is null then
+    return false;
+  end if;
+  perform move_resources(array[integration], array[resource], null);
+  perform audit('unmap_resource', jsonb_build_object(
+    'integration_id', integration, 'resource', resource, 'project_id', v_project_id));
+  return true;
+end
+$$;
+comment on function ops.unmap_resource is
+  'Take a resource away from its project: its events stay there, and what it sends from now on waits. '
+  'Answers whether it had a project.';
+
+create or replace view ops.resources as
+select
+  r.integration_id, i.source, r.id as resource, r.name, r.type, p.id as project_id,
+  p.name as project, case when r.project_id is null then w.waiting end as waiting,
+  ago(r.last_event_at) as last_event
+from resources r
+join integrations i on i.id = r.integration_id
+left join projects p on p.id = r.project_id
+cross join lateral (
+  select count(*) as waiting
+  from (
+    select from untracked_events e
+    where e.integration_id = r.integration_id and e.resource_id = r.id
+    limit 10000
+  ) e
+) w
+order by r.project_id is not null, r.last_event_at desc;
+comment on view ops.resources is
+  'The repositories, channels and boards that events came from, those without a project first, with how '
+  'many events of each wait for one (counted to 10000). Change it with ops.map_resource.';
+
+-- Encrypted values, for `baton integration rekey`: from one id to the next.
+create or replace function stored_secrets(p_after uuid, p_limit int)
+returns table (id uuid, value bytea)
+language sql stable as $$
+  select s.id, s.value from integration_secrets s where s.id > p_after order by s.id limit p_limit
+$$;
+
+-- Put values, encrypted anew, in the place of those that they were made from; one that has changed
+-- meanwhile stays. Answers how many were.
+create or replace function rekey_secrets(p_ids uuid[], p_old bytea[], p_new bytea[]) returns int
+language plpgsql as $$
+declare
+  v_count int;
+begin
+  update integration_secrets s
+  set value = k.new
+  from unnest(p_ids, p_old, p_new) as k (id, old, new)
+  where s.id = k.id and s.value = k.old;
+  get diagnostics v_count = row_count;
+  perform audit('rekey_secrets', jsonb_build_object('secrets', v_count));
+  return v_count;
+end
+$$;
+
 -- --- Roles --------------------------------------------------------------------------------
 --
 -- Four roles, none of which can log in; logins are members of them (docs/roles.md). Every process
@@ -6745,7 +7434,7 @@ grant select on schema_version to baton_api, baton_worker, baton_ops;
 grant select on leases to baton_api, baton_worker;
 select let_call('baton_api, baton_worker',
   'sweepable', 'sweep_job', 'wake_due', 'reconcile_jobs', 'reconcile_tickets', 'wake_held',
-  'hold_reason', 'count_usage');
+  'hold_reason', 'count_usage', 'pull_events');
 
 -- The API. Whose a key is, what it has used and what signs a webhook it learns from functions.
 grant select on
@@ -6767,6 +7456,10 @@ select let_call('baton_api',
   'create_webhook', 'update_webhook', 'delete_webhook', 'rotate_webhook_secret',
   'read_webhook_secret', 'attempts_of', 'replay_webhook', 'chat_accounts',
   'hook_integrations', 'store_hook_deliveries', 'count_hooks');
+grant select on integrations, integration_access, integration_objects, resources to baton_api;
+select let_call('baton_api',
+  'create_integration', 'update_integration', 'rotate_integration', 'delete_integration',
+  'set_resources', 'set_project_scope');
 select let_call('baton_api, baton_worker',
   'read_integration_token', 'keep_first_secret');
 select let_call('baton_api', 'set_digest_schedule', 'delete_digest_schedule');
@@ -6803,6 +7496,7 @@ grant select on all tables in schema ops to baton_ops;
 grant execute on all functions in schema ops to baton_ops;
 select let_call('baton_ops',
   'ingest_events', 'assert_project', 'save_import_cursor',  -- `baton import`
+  'stored_secrets', 'rekey_secrets',  -- `baton integration rekey`
   'hold_reason');
 
 do $$

@@ -18,7 +18,7 @@ from typing import Any
 import click
 from setproctitle import setproctitle
 
-from app import __version__, demo, github, logs, operator, tracing
+from app import __version__, connect, demo, github, logs, operator, tracing
 from app.background import stop_with_parent
 from app.cipher import make_key_file
 from app.connector import TRANSIENT
@@ -27,16 +27,7 @@ from app.embedded import EmbeddedPostgres, EmbeddedUnavailable
 from app.migration import migrate
 from app.settings import ConfigurationError, Settings
 from app.supervisor import CONFIGURATION_EXIT, supervise
-from app.terminal import (
-    Fault,
-    base_url,
-    dsn,
-    find_project,
-    opened,
-    run_async,
-    with_database,
-    with_pool,
-)
+from app.terminal import Fault, dsn, find_project, opened, run_async, with_database, with_pool
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -54,7 +45,7 @@ def cli(context: click.Context) -> None:
 for command in (
     operator.key,
     operator.project,
-    operator.integration,
+    connect.integration,
     operator.import_group,
     operator.psql,
     operator.pg_dump,
@@ -151,7 +142,7 @@ def mcp_command(
         sys.exit(2)
     logs.configure(settings.log)
     setproctitle("baton mcp")  # also takes the key out of the process list
-    found = url or base_url(settings)
+    found = url or settings.base_url
     if http:
         mcp_server.serve_http(found, host or settings.host, port)
     else:
@@ -314,7 +305,7 @@ async def _greet(settings: Settings) -> None:
             return
         project = await demo.first_project(database)
         raw_key = await database.value("create_api_key", project["owner_id"], "first start")
-    url, project_id = base_url(settings), project["id"]
+    url, project_id = settings.base_url, project["id"]
     click.echo(
         f"\nBaton is new here. This API key is shown once:\n\n    {raw_key}\n\n"
         f"The project `{demo.FIRST_PROJECT}` is {project_id}. Ask for a handoff of it:\n\n"

@@ -20,7 +20,7 @@ from app.db import Database
 from app.embedded import running_dsn
 from app.operator import import_history
 from app.settings import Settings
-from app.terminal import Fault, base_url, dsn, find_project, with_pool
+from app.terminal import Fault, dsn, find_project, with_pool
 
 FIRST_USER = "owner@localhost"  # of an embedded install; `baton key create --user` takes it
 FIRST_PROJECT = "demo"
@@ -45,7 +45,7 @@ def handoff(
 ) -> None:
     """Ask for a handoff over HTTP, wait for it and print its Markdown."""
     with _key(settings, wanted, key_) as usable:
-        client = Client(url or base_url(settings), usable, _say_wait)
+        client = Client(url or settings.base_url, usable, _say_wait)
         click.echo(_handoff(client, wanted, sources=sources, until=until), nl=False)
 
 
@@ -126,13 +126,13 @@ def _say_wait(seconds: int) -> None:
 @contextmanager
 def _running(settings: Settings) -> Iterator[tuple[str, str]]:
     """The base URL and DSN of the Baton of this configuration, started if it does not run."""
-    url = base_url(settings)
+    url = settings.base_url
     found = settings.database_url or running_dsn(settings.data_dir)
     if found is not None and is_baton(url):
         yield url, found
         return
     port = settings.port if _is_free(settings.port) else _free_port()
-    url = base_url(replace(settings, host="127.0.0.1", port=port))
+    url = replace(settings, host="127.0.0.1", port=port).base_url
     settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     log_path = settings.data_dir / "demo.log"
     click.echo(f"Starting Baton at {url} (its log: {log_path}) …", err=True)

@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from app import db
+from app.cipher import CipherError
 from app.logs import request_id, trace
 
 log = logging.getLogger("baton.api")
@@ -244,6 +245,11 @@ def as_api_error(error: Exception) -> ApiError:
         case db.Refused(__cause__=asyncpg.UndefinedTableError() | asyncpg.UndefinedFunctionError()):
             log.error("schema not current", extra={"cause": str(error)})
             return Unavailable("The schema is not current; an operator has to run: baton migrate.")
+        case CipherError():
+            log.error("no key for secrets", extra={"cause": str(error)})
+            return Unavailable(
+                "The server cannot keep secrets; an operator has to look at its log."
+            )
         case db.Unavailable():
             log.warning("unavailable", extra={"cause": repr(error.__cause__ or error)})
             return Unavailable("The database does not answer right now. Try again shortly.")

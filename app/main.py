@@ -34,6 +34,7 @@ from app import (
     errors,
     events,
     hooks,
+    integrations,
     jobs,
     limits,
     metrics,
@@ -369,6 +370,90 @@ OPERATIONS = (
         tag="Chat",
     ),
     Operation(
+        method="GET",
+        path=f"{P}/projects/{{project_id}}/scope",
+        handler=integrations.read_scope,
+        response=schemas.ScopeResponse,
+        tag="Projects and events",
+    ),
+    Operation(
+        method="PUT",
+        path=f"{P}/projects/{{project_id}}/scope",
+        handler=integrations.set_scope,
+        body=schemas.ScopeRequest,
+        response=schemas.ScopeResponse,
+        errors=(403,),
+        tag="Projects and events",
+    ),
+    Operation(
+        method="POST",
+        path=f"{P}/integrations",
+        handler=integrations.create_integration,
+        body=schemas.IntegrationRequest,
+        response=schemas.IntegrationWithSecret,
+        status=201,
+        errors=(403, 409),
+        tag="Integrations",
+    ),
+    Operation(
+        method="GET",
+        path=f"{P}/integrations",
+        handler=integrations.list_integrations,
+        query=schemas.ProjectQuery,
+        response=schemas.IntegrationList,
+        tag="Integrations",
+    ),
+    Operation(
+        method="GET",
+        path=f"{P}/integrations/untracked",
+        handler=integrations.list_untracked,
+        response=schemas.UntrackedList,
+        tag="Integrations",
+    ),
+    Operation(
+        method="PATCH",
+        path=f"{P}/integrations/{{integration_id}}",
+        handler=integrations.update_integration,
+        body=schemas.IntegrationChange,
+        response=schemas.IntegrationResponse,
+        errors=(403,),
+        tag="Integrations",
+    ),
+    Operation(
+        method="POST",
+        path=f"{P}/integrations/{{integration_id}}/rotate",
+        handler=integrations.rotate_integration,
+        body=schemas.IntegrationRotation,
+        response=schemas.IntegrationWithSecret,
+        errors=(403,),
+        tag="Integrations",
+    ),
+    Operation(
+        method="DELETE",
+        path=f"{P}/integrations/{{integration_id}}",
+        handler=integrations.delete_integration,
+        response=None,
+        status=204,
+        errors=(403,),
+        tag="Integrations",
+    ),
+    Operation(
+        method="GET",
+        path=f"{P}/projects/{{project_id}}/resources",
+        handler=integrations.list_resources,
+        response=schemas.ResourceList,
+        tag="Integrations",
+    ),
+    Operation(
+        method="PUT",
+        path=f"{P}/projects/{{project_id}}/resources",
+        handler=integrations.set_resources,
+        body=schemas.ResourcesRequest,
+        response=schemas.ResourceList,
+        errors=(403,),
+        tag="Integrations",
+    ),
+    Operation(
         method="POST",
         path=f"{P}/webhooks",
         handler=webhooks.create_webhook,
@@ -510,8 +595,7 @@ def create_app(settings: Settings) -> Starlette:
             app.state.reads = jobs.reads(database)
             app.state.hub = hub
             app.state.wait_slots = slots
-            app.state.cipher = cipher = Cipher.from_settings(settings)
-            app.state.intake = intake = hooks.Intake(database, bell, cipher)
+            app.state.intake = intake = hooks.Intake(database, bell, app.state.cipher)
             app.state.chat = chat = Chat(settings)
             stack.push_async_callback(chat.close)
             stop_waiting = _stop_waiting(app.state.stopping, hub)
@@ -537,6 +621,8 @@ def create_app(settings: Settings) -> Starlette:
         exception_handlers={HTTPException: _raise},  # to the edge, which renders all errors
         lifespan=lifespan,
     )
+    app.state.settings = settings
+    app.state.cipher = Cipher.from_settings(settings)
     app.state.limits = settings.limits
     app.state.stopping = asyncio.Event()  # set when the server is told to stop
     app.router.redirect_slashes = False  # a redirect of a POST loses its body in many clients

@@ -158,6 +158,7 @@ TAGS = {
     "Artifacts": "Handoffs and insights that are there.",
     "Projects and events": "What the key may see, and the activity that artifacts are made from.",
     "Chat": "Post texts and artifacts into channels of Discord and Slack.",
+    "Integrations": "What sends activity by itself, and which project it goes to.",
     "Webhooks": "Who is told how jobs end, and what became of each message.",
     "Health": "Whether the service is up; needs no key.",
 }
@@ -454,6 +455,34 @@ _WEBHOOK = {
     "created_at": _AT,
     "updated_at": _AT,
 }
+_INTEGRATION = {
+    "id": _ID,
+    "source": "github",
+    "workspace_id": _ID,
+    "workspace_name": "acme",
+    "connected_at": _AT,
+    "scope": "personal",
+    "resource_type": "repository",
+    "connection_status": "connected",
+    "providers_connected": ["github"],
+    "last_validated_at": _AT,
+    "organization_id": None,
+    "project_id": _ID,
+    "enabled": True,
+    "has_token": False,
+    "updated_at": _AT,
+    "url": f"https://baton.example.com/hooks/{_ID}",
+}
+_RESOURCE = {
+    "source": "github",
+    "integration_id": _ID,
+    "resource_id": "acme/web",
+    "resource_name": "acme/web",
+    "resource_type": "repository",
+    "default_branch": "main",
+    "last_event_at": _AT,
+}
+_ADVICE = "In the repository: Settings, Webhooks, Add webhook; paste the URL and the secret."
 _SECRET = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oDCg1eK7H5tWk="
 _DELIVERY = {
     "id": "msg_019ab3f27a107b528c3f0e1d2c3b4a59",
@@ -609,6 +638,25 @@ EXAMPLES: dict[type[BaseModel], Any] = {
         "channels": [{"id": "41771983423143937", "name": "general", "topic": "24/7 chat"}]
     },
     schemas.Posted: {"ok": True, "message_id": "334385199974967042"},
+    schemas.ScopeRequest: {"sources": ["github"], "filters": {"github": {"branches": ["main"]}}},
+    schemas.ScopeResponse: {
+        "scope": {"sources": ["github"], "filters": {"github": {"branches": ["main"]}}}
+    },
+    schemas.IntegrationRequest: {"source": "github", "project_id": _ID, "workspace_name": "acme"},
+    schemas.IntegrationChange: {"enabled": True, "project_id": _ID},
+    schemas.IntegrationRotation: {},
+    schemas.IntegrationResponse: {"integration": _INTEGRATION},
+    schemas.IntegrationWithSecret: {
+        "integration": _INTEGRATION,
+        "secret": _SECRET,
+        "advice": _ADVICE,
+    },
+    schemas.IntegrationList: {"integrations": [_INTEGRATION]},
+    schemas.UntrackedList: [
+        {k: v for k, v in _RESOURCE.items() if k != "default_branch"},
+    ],
+    schemas.ResourcesRequest: {"resources": [{"integration_id": _ID, "resource_id": "acme/web"}]},
+    schemas.ResourceList: {"resources": [_RESOURCE]},
     schemas.WebhookRequest: {"project_id": _ID, "url": "https://hooks.example.com/baton"},
     schemas.WebhookChange: {"enabled": True},
     schemas.WebhookResponse: {"webhook": _WEBHOOK},

@@ -15,7 +15,6 @@ from typing import Any, NoReturn
 import click
 import httpx
 
-from app.cipher import new_key
 from app.db import Database, applied_version, current_version, schema_fault
 from app.embedded import EmbeddedUnavailable, program
 from app.events import store
@@ -116,17 +115,6 @@ def project_list(settings: Settings) -> None:
     for row in with_pool(settings, rows):
         of = row["organization"] or row["owner"]
         click.echo(f"{row['id']}  {row['slug']:<20}  {of:<30}  {row['name']}")
-
-
-@click.group()
-def integration() -> None:
-    """What sends activity by itself."""
-
-
-@integration.command("new-key")
-def integration_new_key() -> None:
-    """Make a key for BATON_SECRET_KEYS and print it; nothing else knows it."""
-    click.echo(new_key())
 
 
 @click.group("import")

@@ -319,11 +319,17 @@ select exists (select from sources where name = $1);
 
 -- name: list_facets
 -- $1 user, $2 project or null. What the events of the visible projects really hold, and what a
--- filter may ask for: an event may name a branch though its source has none.
-select f.source, f.dimension, f.resource, f.value
+-- filter may ask for: an event may name a branch though its source has none. Of a resource also what
+-- people call it, and the branch it starts from, where an integration knows.
+select f.source, f.dimension, f.resource, f.value, min(r.name) as name,
+  min(r.default_branch) as default_branch
 from project_access a
 join event_facets f on f.project_id = a.project_id
 join sources s on s.name = f.source
+left join (
+  resources r join integrations i on i.id = r.integration_id
+) on f.dimension = 'projects' and r.project_id = f.project_id and r.id = f.value
+  and i.source = f.source
 where a.user_id = $1 and ($2::uuid is null or a.project_id = $2)
   and (f.dimension <> 'branches' or s.has_branches)
   and (f.dimension <> 'priorities' or s.has_priorities)
@@ -500,6 +506,85 @@ select delete_digest_schedule($1, $2);
 -- name: submit_digest
 -- The project whose digest was asked for; null: none is due.
 select submit_digest();
+
+-- name: create_integration
+-- $1 user, $2 organization or null, $3 source, $4 workspace id, $5 its name, $6 project of new resources,
+-- $7 secret and $8 token, both encrypted, each or null. Its id. BT404, BT403, BT400, BT409.
+select create_integration($1, $2, $3, $4, $5, $6, $7, $8);
+
+-- name: read_integration
+-- $1 user, $2 integration. No row: not visible.
+select
+  o.id, o.source, o.workspace_id, o.workspace_name, o.connected_at, o.scope, o.resource_type,
+  o.connection_status, o.providers_connected, o.last_validated_at, o.organization_id, o.project_id,
+  o.enabled, o.has_token, o.updated_at
+from integration_access a
+join integration_objects o on o.id = a.integration_id
+where a.user_id = $1 and a.integration_id = $2;
+
+-- name: list_integrations
+-- $1 user, $2 project or null: those whose resources it has or will have. Oldest first.
+select
+  o.id, o.source, o.workspace_id, o.workspace_name, o.connected_at, o.scope, o.resource_type,
+  o.connection_status, o.providers_connected, o.last_validated_at, o.organization_id, o.project_id,
+  o.enabled, o.has_token, o.updated_at
+from integration_access a
+join integration_objects o on o.id = a.integration_id
+where a.user_id = $1 and ($2::uuid is null or o.project_id = $2 or exists (
+  select from resources r where r.integration_id = o.id and r.project_id = $2))
+order by o.id;
+
+-- name: update_integration
+-- $1 user, $2 integration, $3 changes, $4 token, encrypted, or null. BT404, BT403, BT400.
+select update_integration($1, $2, $3, $4);
+
+-- name: rotate_integration
+-- $1 user, $2 integration, $3 secret, encrypted; null: it has none then. BT404, BT403.
+select rotate_integration($1, $2, $3);
+
+-- name: delete_integration
+-- $1 user, $2 integration, $3 rows at most. Whether it is gone. BT404, BT403.
+select delete_integration($1, $2, $3);
+
+-- name: list_untracked
+-- $1 user. Resources without a project that something came of lately, newest first.
+select
+  i.source, r.id as resource_id, r.name as resource_name, r.type as resource_type,
+  i.id as integration_id, r.last_event_at
+from integration_access a
+join integrations i on i.id = a.integration_id
+join resources r on r.integration_id = i.id
+where a.user_id = $1 and r.project_id is null
+  and r.last_event_at > baton_now() - interval '14 days'
+order by r.last_event_at desc, i.id, r.id
+limit 1000;
+
+-- name: list_resources
+-- $1 project, which the caller may see.
+select
+  i.source, r.integration_id, r.id as resource_id, r.name as resource_name,
+  r.type as resource_type, r.default_branch, r.last_event_at
+from resources r
+join integrations i on i.id = r.integration_id
+where r.project_id = $1
+order by i.source, r.name, r.id, r.integration_id;
+
+-- name: set_resources
+-- $1 user, $2 project, $3 integrations, $4 resources of them, $5 their sources or nulls. BT404, BT403,
+-- BT400.
+select set_resources($1, $2, $3, $4, $5);
+
+-- name: pull_events
+-- $1 project, or null for all, $2 limit. How many events that waited were taken; null: none wait.
+select pull_events($1, $2);
+
+-- name: read_scope
+-- $1 project, which the caller may see.
+select scope from projects where id = $1;
+
+-- name: set_scope
+-- $1 user, $2 project, $3 sources, $4 filters, each or null. The scope. BT404, BT403, BT400.
+select set_project_scope($1, $2, $3, $4);
 
 -- name: lease_counts
 -- The database's clock, how many leases there are and how many have expired.
@@ -737,7 +822,7 @@ select id from organizations where slug = $1;
 
 -- name: find_projects
 -- $1 id, slug or name. For the operator's commands: everything that may be meant.
-select id, name, slug, owner_id from projects
+select id, name, slug, owner_id, organization_id from projects
 where id::text = $1 or slug = $1 or name = $1
 order by created_at;
 
@@ -757,6 +842,47 @@ where project_id = $1 and source = $2 and resource = $3 and stream = $4;
 -- name: save_import_cursor
 -- $1 project, $2 source, $3 resource, $4 stream, $5 since, $6 cursor, $7 etag.
 select save_import_cursor($1, $2, $3, $4, $5, $6, $7);
+
+-- name: all_integrations
+-- For `baton integration list`.
+select
+  o.id, o.source, o.connection_status as status, coalesce(g.slug, u.email) as belongs_to,
+  p.name as project, o.workspace_name as name
+from integration_objects o
+join integrations i on i.id = o.id
+join users u on u.id = i.user_id
+left join organizations g on g.id = i.organization_id
+left join projects p on p.id = i.project_id
+order by o.id;
+
+-- name: find_integration
+-- $1 id. For the operator's commands.
+select id, source from integrations where id = $1;
+
+-- name: add_integration
+-- $1 source, $2 user, $3 organization or null, $4 project, $5 name, $6 secret and $7 token, both
+-- encrypted, each or null. Its id.
+select ops.create_integration($1, $2, $3, $4, $5, $6, $7);
+
+-- name: replace_integration_secret
+-- $1 integration, $2 secret, encrypted, or null, $3 whether the old one ends at once.
+select ops.rotate_integration($1, $2, case when $3 then interval '0' else interval '24 hours' end);
+
+-- name: enable_integration
+-- $1 integration, $2 enabled.
+select ops.enable_integration($1, $2);
+
+-- name: remove_integration
+-- $1 integration, $2 rows at most. Whether it is gone.
+select ops.delete_integration($1, $2);
+
+-- name: stored_secrets
+-- $1 after which, $2 limit. Encrypted.
+select id, value from stored_secrets($1, $2);
+
+-- name: rekey_secrets
+-- $1 secrets, $2 what they were, $3 what they are now, both encrypted. How many have changed.
+select rekey_secrets($1, $2, $3);
 
 -- name: all_keys
 -- For `baton key list`.

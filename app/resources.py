@@ -128,13 +128,18 @@ def _status(asked: str) -> str | None:
 def _source_filters(facets: Iterable[Any]) -> dict[str, Any]:
     values: dict[str, list[str]] = defaultdict(list)
     branches: dict[str, list[str]] = defaultdict(list)
+    known: dict[str, Any] = {}  # resources that an integration tells more of
     for facet in facets:
         if facet["dimension"] == "branches":
             branches[facet["resource"]].append(facet["value"])
         else:
             values[facet["dimension"]].append(facet["value"])
+        if facet["name"]:
+            known[facet["value"]] = facet
     filters: dict[str, Any] = {
-        "projects": [{"id": v, "label": v} for v in values["projects"]],
+        "projects": [
+            {"id": v, "label": known[v]["name"] if v in known else v} for v in values["projects"]
+        ],
         "eventTypes": [{"value": v, "label": _label(v)} for v in values["eventTypes"]],
         "priorities": [{"value": v, "label": _label(v)} for v in values["priorities"]],
     }
@@ -149,12 +154,15 @@ def _source_filters(facets: Iterable[Any]) -> dict[str, Any]:
         filters["defaultBranchByProject"] = {
             resource: default
             for resource, of_resource in branches.items()
-            if resource and (default := _default_branch(of_resource))
+            if resource and (default := _default_branch(of_resource, known.get(resource)))
         }
     return filters
 
 
-def _default_branch(branches: list[str]) -> str | None:
+def _default_branch(branches: list[str], known: Any) -> str | None:
+    """What the source says, else what is most likely."""
+    if known and known["default_branch"]:
+        return str(known["default_branch"])
     if len(branches) == 1:
         return branches[0]
     return next((name for name in DEFAULT_BRANCHES if name in branches), None)

@@ -17,6 +17,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    RootModel,
     StringConstraints,
     WithJsonSchema,
 )
@@ -394,6 +395,70 @@ class DigestScheduleRequest(Strict):
         "week. A digest is about the time since the one before.",
     )
     time_zone: str = Field("UTC", max_length=100, description="As in `Europe/Berlin`.")
+
+
+class ScopeRequest(Strict):
+    """What requests of the project mean that name neither sources nor filters; neither: all."""
+
+    sources: list[SourceName] | None = Field(None, min_length=1, max_length=100)
+    filters: dict[SourceName, Filter] | None = Field(None, max_length=100)
+
+
+# As it stands in a header or a form: no space, nothing that only looks like a letter.
+Secret = Annotated[str, StringConstraints(min_length=8, max_length=500, pattern=r"^[!-~]+$")]
+
+
+class IntegrationRequest(Strict):
+    """Connect a source: the caller's own, or an organization's."""
+
+    source: SourceName
+    project_id: str | None = Field(
+        None, description="Gets all resources that are new, from the first event on."
+    )
+    organization_id: str | None = Field(
+        None, description="Default: of the project, if the caller is an admin there; else none."
+    )
+    workspace_id: Line | None = Field(None, description="What the source calls it.")
+    workspace_name: Line | None = Field(None, description="Default: the name of the source.")
+    secret: Secret | None = Field(
+        None, description="That the source has made, such as Slack's signing secret."
+    )
+    token: Secret | None = Field(
+        None, description="To call the source with. It is stored encrypted and never shown."
+    )
+
+
+class IntegrationChange(Strict):
+    """What to change; the rest stays."""
+
+    workspace_name: Line | None = None
+    enabled: bool | None = Field(
+        None, description="False: what the source sends is refused with 404."
+    )
+    project_id: str | None = Field(
+        None, description="Gets all resources that are new from now on; null: they wait."
+    )
+    token: Secret | None = Field(None, description="To call the source with; null: none.")
+
+
+class IntegrationRotation(Strict):
+    """A new secret; without one it is made, if the source leaves that to us."""
+
+    secret: Secret | None = None
+
+
+class ResourceName(Strict):
+    """A repository, channel or board that the project is to have."""
+
+    integration_id: str
+    resource_id: Line
+    source: SourceName | None = Field(None, description="Checked, if it is there.")
+
+
+class ResourcesRequest(Strict):
+    """All resources that the project has from now on."""
+
+    resources: list[ResourceName] = Field(max_length=1000)
 
 
 class Query(BaseModel):
@@ -868,6 +933,102 @@ class EventList(Shape):
     """Events, newest first by `occurred_at`."""
 
     events: list[Event]
+
+
+class Scope(Shape):
+    """What a request means that names neither sources nor filters."""
+
+    sources: list[str] | None
+    filters: dict[str, Filter] | None
+
+
+class ScopeResponse(Shape):
+    """The saved scope; null: all."""
+
+    scope: Scope | None
+
+
+class Integration(Shape):
+    """What a source sends to."""
+
+    id: str
+    source: str
+    workspace_id: str = Field(description="What the source calls it, else the `id`.")
+    workspace_name: str
+    connected_at: Time
+    scope: Literal["personal", "organization"]
+    resource_type: str | None = Field(
+        description="What most of its resources are, such as `repository` or `channel`; null: "
+        "nothing has come yet."
+    )
+    connection_status: Literal[
+        "connected", "awaiting_first_delivery", "awaiting_secret", "disabled"
+    ] = Field(
+        description="`awaiting_secret`: the source makes the secret, and it is not known yet."
+    )
+    providers_connected: list[str] = Field(description="The sources that it brings in.")
+    last_validated_at: Time | None = Field(
+        description="When the source last sent something that was verified."
+    )
+    organization_id: str | None
+    project_id: str | None = Field(description="Gets the resources that are new; null: they wait.")
+    enabled: bool
+    has_token: bool = Field(description="The source can be called; the token itself is not shown.")
+    updated_at: Time
+    url: str = Field(description="What the source has to be told: where to send to.")
+
+
+class IntegrationResponse(Shape):
+    """The integration as it now is."""
+
+    integration: Integration
+
+
+class IntegrationWithSecret(Shape):
+    """The integration, and the secret that verifies what it sends, which is not shown again."""
+
+    integration: Integration
+    secret: str | None = Field(description="Null: the source makes it, and is to be asked for it.")
+    advice: str = Field(description="Where the URL and the secret go, in one or two sentences.")
+
+
+class IntegrationList(Shape):
+    """Integrations, oldest first."""
+
+    integrations: list[Integration]
+
+
+class UntrackedResource(Shape):
+    """A resource without a project."""
+
+    source: str
+    resource_id: str
+    resource_name: str
+    resource_type: str
+    integration_id: str
+    last_event_at: Time
+
+
+class UntrackedList(RootModel[list[UntrackedResource]]):
+    """Resources that have no project, those with the newest events first."""
+
+
+class ProjectResource(Shape):
+    """A repository, channel or board of a project."""
+
+    source: str
+    integration_id: str
+    resource_id: str = Field(description="`resource` of its events, and what filters take.")
+    resource_name: str
+    resource_type: str
+    default_branch: str | None
+    last_event_at: Time
+
+
+class ResourceList(Shape):
+    """All resources of the project."""
+
+    resources: list[ProjectResource]
 
 
 class Webhook(Shape):

@@ -90,6 +90,16 @@ class Settings:
     worker_metrics: Address | None = None  # None: the worker listens nowhere
     traces: bool = False  # are OpenTelemetry's variables set, which its own library reads
 
+    @property
+    def base_url(self) -> str:
+        """Where the API listens, as seen from this machine."""
+        host = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    def hook_url(self, integration_id: str) -> str:
+        """Where the source of an integration sends to."""
+        return f"{self.public_url or self.base_url}/hooks/{integration_id}"
+
     def model_for(self, kind: str) -> tuple[str | None, str]:
         """The model for a job kind, None for the provider's default; the variable that names it."""
         return self.models.get(kind, (self.model, "BATON_MODEL"))

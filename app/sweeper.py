@@ -20,6 +20,7 @@ log = logging.getLogger("baton.sweeper")
 TICK = 1.0  # seconds between looks for parked jobs that are due
 SWEEP_TICKS = 5  # expired leases and deadlines; with a lease of 15 s, 20 s to the truth
 RECONCILE_TICKS = 30  # jobs without tickets, tickets without jobs
+PULLED = 200  # events that one statement takes out of those that have waited for a project
 BATCH = 200  # jobs a tick; more are left to the next one, and to the other processes
 HELD_BATCH = 500  # jobs that are let go or held back in one transaction
 HELD_FOR = 0.5  # seconds a tick for such transactions when there are many such jobs
@@ -60,6 +61,7 @@ class Sweeper:
                     await self.wake_held_once()
                     if tick % SWEEP_TICKS == 0:
                         await self.sweep_once()
+                        await self.pull_once()
                     if tick % RECONCILE_TICKS == RECONCILE_TICKS - 1:
                         await self.reconcile_once()
             except Unavailable as error:
@@ -121,6 +123,20 @@ class Sweeper:
         if swept:
             self._bell.ring()
         return swept
+
+    async def pull_once(self) -> int:
+        """Store what has waited for a project, where whoever gave it one has not come to that;
+        answers how many events. Of a long line the rest has its turn at the next sweep."""
+        until = time.monotonic() + HELD_FOR
+        total = 0
+        while time.monotonic() < until:
+            taken: int | None = await self._database.value("pull_events", None, PULLED)
+            if taken is None:
+                break
+            total += taken
+        if total:
+            log.info("pull", extra={"events": total})
+        return total
 
     async def _count(self, job_id: str, status: str) -> None:
         """Tell of a job that was swept."""

@@ -66,12 +66,6 @@ def with_database(settings: Settings) -> Settings:
     return replace(settings, database_url=dsn(settings))
 
 
-def base_url(settings: Settings) -> str:
-    """Where the API of these settings listens, as seen from this machine."""
-    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
-    return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
-
-
 async def find_user(database: Database, email: str | None) -> str:
     """The id of the user with this e-mail address, or of the only one there is."""
     if email is None:

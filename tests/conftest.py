@@ -39,6 +39,7 @@ from tasks.executor import Executor
 from tasks.providers import Extractive, Provider
 from tasks.worker import TicketWorker, make_worker
 
+SECRET_KEYS = ("k" * 43 + "=",)  # what the API of a test keeps the secrets of integrations with
 TEMPLATE = f"baton_template_{os.getpid()}"
 MEMORY = Path("/dev/shm")  # where Linux keeps files in memory
 MEMORY_BYTES = 4 << 30  # what all clusters of a run need, with much to spare
@@ -331,7 +332,7 @@ def limits() -> Limits:
 @pytest.fixture
 async def app(dsn: str, limits: Limits) -> Starlette:
     """The API on the test's database; `base_url` runs it."""
-    return create_app(Settings(database_url=dsn, limits=limits))
+    return create_app(Settings(database_url=dsn, limits=limits, secret_keys=SECRET_KEYS))
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ app.logs app.settings app.cipher app.metrics app.tracing app.background app.conn
 app.schemas app.sources app.chat
 app.history app.db app.migration app.queue app.sweeper app.retention app.errors app.wire app.guard
 app.exporter app.limits app.auth app.waits app.events app.jobs app.stream app.resources
-app.channels app.webhooks app.hooks app.digests app.openapi app.docs app.static app.main
-app.client app.mcp_server app.supervisor app.terminal app.github app.operator app.demo
+app.channels app.webhooks app.hooks app.digests app.integrations app.openapi app.docs app.static
+app.main
+app.client app.mcp_server app.supervisor app.terminal app.github app.operator app.connect app.demo
 tasks.sources.event
 tasks.outcomes tasks.breaker tasks.calls tasks.context tasks.entering
 tasks.lines tasks.sources.body tasks.sources.forge tasks.sources.github tasks.sources.gitlab
@@ -59,6 +60,7 @@ SIBLINGS = {
     "app.webhooks",
     "app.hooks",
     "app.digests",
+    "app.integrations",
 }  # never each other
 SQL = re.compile(
     r"\s*(select\s.+\sfrom|insert\s+into|update\s+\w+\s+set|delete\s+from|with\s+\w+\s+as)\s",

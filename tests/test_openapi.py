@@ -187,6 +187,7 @@ async def test_what_the_service_answers_is_what_the_document_says(
     await drain()
     jobs = {kind: (await caller.job(job_id)) for kind, job_id in ids.items()}
     hook = {"project_id": caller.project_id, "url": "https://hooks.example/"}
+    connected = (await caller.http.post("/integrations", json={"source": "slack"})).json()
     webhook_id = (await caller.http.post("/webhooks", json=hook)).json()["webhook"]["id"]
     ended = await caller.submit()
     await caller.http.post(f"/jobs/{ended}/cancel")
@@ -209,6 +210,8 @@ async def test_what_the_service_answers_is_what_the_document_says(
         "send_to_discord": {"channel_id": GENERAL, "content": "Done."},
         "send_to_slack": {"channel_id": TALK, "content": "Done."},
         "set_digest_schedule": {"cron": "0 9 * * 1-5", "time_zone": "Europe/Berlin"},
+        "create_integration": {"source": "github", "project_id": caller.project_id},
+        "set_resources": {"resources": []},
     }
     for operation in sorted(OPERATIONS, key=lambda o: o.method == "DELETE"):
         path = operation.path.format(
@@ -218,9 +221,11 @@ async def test_what_the_service_answers_is_what_the_document_says(
             insight_id=insight_id,
             webhook_id=webhook_id,
             delivery_id=delivery_id,
+            integration_id=connected["integration"]["id"],
         )
         if operation.name == "list_deliveries":
             path += f"?project_id={caller.project_id}"
+        bodies["rotate_integration"] = {"secret": "8f742231b10e8888abcd99yyyzzz85a5"}
         body = bodies.get(operation.name, {}) if operation.body else None
         async with running(*([worker()[0]] if operation.name == "answer_question" else ())):
             answer = await caller.http.request(operation.method, f"{base_url}{path}", json=body)

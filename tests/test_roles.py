@@ -33,6 +33,7 @@ ASKED_BY = {
     "terminal.py": (OPS,),
     "operator.py": (OPS,),
     "github.py": (OPS,),
+    "connect.py": (OPS,),
     "demo.py": (OPS,),
     "__main__.py": (OPS,),
     "events.py": (API, OPS),  # `baton import` stores as the API does

@@ -133,6 +133,8 @@ REFUSED = [
      "(select ops.create_organization('A') as id) o"),
     ("projects", "name", "update projects set name = ''"),
     ("projects", "slug", "update projects set slug = 'A'"),
+    *(("projects", "scope", f"update projects set scope = '{scope}'")
+      for scope in ("[]", '"github"', '{"sources": "github"}', '{"filters": []}')),
     ("projects", "slug", "update projects set slug = 'a--b'"),
     ("api_keys", "digest", "insert into api_keys (user_id, prefix, digest) "
      "select id, 'p', 'short' from users"),

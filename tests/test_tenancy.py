@@ -1,5 +1,6 @@
 """What belongs to others looks like what is not there, byte for byte, in every operation."""
 
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -57,28 +58,37 @@ async def owned(caller: Caller, drain: Drain, sql: asyncpg.Connection) -> Owned:
     await caller.http.post(f"/jobs/{await caller.submit()}/cancel")
     listed = (await caller.http.get(f"/webhooks/deliveries?webhook_id={webhook}")).json()
     [delivery] = listed["deliveries"]
-    return Owned(caller, ids | {"webhook_id": webhook, "delivery_id": delivery["id"]})
+    asked = {"source": "github", "project_id": caller.project_id}
+    connected = (await caller.http.post("/integrations", json=asked)).json()["integration"]
+    more = {"webhook_id": webhook, "delivery_id": delivery["id"], "integration_id": connected["id"]}
+    return Owned(caller, ids | more)
 
 
 def uses(operation: Operation) -> list[tuple[str, str]]:
     """Where an operation takes an id: `(place, name)`."""
-    names = ("project_id", "job_id", "handoff_id", "insight_id", "webhook_id", "delivery_id")
+    names = ("project_id", "job_id", "handoff_id", "insight_id", "webhook_id", "delivery_id",
+             "integration_id")  # fmt: skip
     found = [("path", name) for name in names if f"{{{name}}}" in operation.path]
     if operation.query and not operation.body:
         found += [("query", name) for name in names if name in operation.query.model_fields]
-    if operation.body and "project_id" in operation.body.model_fields:
+    if operation.body and "project_id" in operation.body.model_fields and not found:
         found.append(("body", "project_id"))
     return found
 
 
 async def ask(
-    http: httpx.AsyncClient, operation: Operation, place: str, name: str, value: str
+    http: httpx.AsyncClient, operation: Operation, place: str, name: str, value: str, owned: Owned
 ) -> tuple[int, bytes, list[tuple[str, str]]]:
     """A request that is good but for the id; what comes back, without the date."""
-    path = operation.path.removeprefix(P).replace(f"{{{name}}}", value)
+    ids = owned.ids | ({name: value} if place == "path" else {})
+    path = re.sub(r"{(\w+)}", lambda found: ids[found[1]], operation.path.removeprefix(P))
     body: Any = dict(EXAMPLES[operation.body]) if operation.body else None
     if operation.name == "send_to_slack":
         body["channel_id"] = TALK
+    if body and place == "path" and "project_id" in body:
+        body["project_id"] = owned.ids["project_id"]
+    if body and "resources" in body:
+        body["resources"] = []
     if place == "query":
         path += f"?{name}={value}"
     if place == "body":
@@ -101,10 +111,10 @@ async def test_a_foreign_id_looks_like_an_unknown_and_like_a_malformed_one(
     asked = 0
     for operation in OPERATIONS:
         for place, name in uses(operation):
-            foreign = await ask(stranger.http, operation, place, name, owned.ids[name])
+            foreign = await ask(stranger.http, operation, place, name, owned.ids[name], owned)
             assert foreign[0] == 404, (operation.name, place, foreign)
             for other in (UNKNOWN, *MALFORMED):
-                answer = await ask(stranger.http, operation, place, name, other)
+                answer = await ask(stranger.http, operation, place, name, other, owned)
                 assert answer == foreign, (operation.name, place, other)
             asked += 1
     assert asked >= 13
@@ -136,7 +146,9 @@ async def test_the_owner_gets_what_the_stranger_does_not(owned: Owned, worker: W
         expected = 409 if operation.name == "retry_job" else operation.status
         for place, name in uses(operation):
             async with running(*([worker()[0]] if operation.name == "answer_question" else ())):
-                answer = await ask(owned.caller.http, operation, place, name, owned.ids[name])
+                answer = await ask(
+                    owned.caller.http, operation, place, name, owned.ids[name], owned
+                )
             assert answer[0] == expected, (operation.name, place, answer)
 
 
@@ -145,7 +157,7 @@ async def test_an_id_of_one_kind_opens_nothing_of_another(owned: Owned) -> None:
         for place, name in uses(operation):
             for kind, value in owned.ids.items():
                 if kind != name:
-                    answer = await ask(owned.caller.http, operation, place, name, value)
+                    answer = await ask(owned.caller.http, operation, place, name, value, owned)
                     assert answer[0] == 404, (operation.name, place, kind)
 
 
@@ -157,6 +169,7 @@ async def test_lists_never_hold_what_is_foreign(owned: Owned, stranger: Caller) 
         "/handoffs/filters": {"filters": {}},
         f"/projects/{stranger.project_id}/insights?status=all": {"insights": []},
         "/webhooks": {"webhooks": []},
+        "/integrations": {"integrations": []},
         f"/webhooks/deliveries?project_id={stranger.project_id}": {"deliveries": []},
     }
     for path, expected in empty.items():
