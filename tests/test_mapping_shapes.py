@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from app.schemas import EventInput
+from tasks.mapping import bounded
 from tasks.sources.event import Delivery
 
 NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
@@ -21,6 +22,9 @@ ODD: tuple[Any, ...] = (
 DEEP: Any = "end"
 for name in ("content", "elements", "text", "blocks") * 50:
     DEEP = {"type": "doc", name: [DEEP]}
+NESTED: Any = []
+for _ in range(1_020):  # as deep as a body may be parsed
+    NESTED = [NESTED]
 
 
 def headers(source: str, name: str) -> dict[str, str]:
@@ -40,11 +44,11 @@ def places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 def odd(body: Any) -> Iterator[Any]:
     """The body with one piece of it gone, or of another shape, at a time."""
-    yield from (*ODD, DEEP)
+    yield from (*ODD, DEEP, NESTED)
     for at, (container, key) in enumerate(places(body)):
         kept = container[key]
         # Each place in turn gets a few of them: all of them at each would take minutes.
-        for value in (None, *(ODD[(at * 3 + step) % len(ODD)] for step in range(3)), DEEP):
+        for value in (None, *(ODD[(at * 3 + step) % len(ODD)] for step in range(3)), DEEP, NESTED):
             container[key] = value
             yield body
         container[key] = kept
@@ -63,4 +67,4 @@ def test_no_shape_of_a_body_makes_a_mapping_fail(source: str) -> None:
                 row = event.row(source, NOW)
                 del row["in"], row["metadata"]
                 EventInput.model_validate(row)
-                json.dumps(event.metadata, allow_nan=False)
+                json.dumps(bounded(event.metadata), allow_nan=False)

@@ -127,11 +127,12 @@ def _push(said: _Said) -> list[SourceEvent]:
 
 
 def _commit(said: _Said, item: Any, branch: str) -> SourceEvent:
-    touched = [path for key in ("added", "modified", "removed") for path in parts(item, key)]
+    listed = [path for key in ("added", "modified", "removed") for path in parts(item, key)]
+    touched = dict.fromkeys(path for path in listed if isinstance(path, str))
     author = words(item, "author", "name") or words(item, "author", "username")
     return commit(
         said.resource, sha_of(item, "id"), part(item, "message"), branch=branch, author=author,
-        url=part(item, "url"), at=part(item, "timestamp"), files=dict.fromkeys(map(str, touched)),
+        url=part(item, "url"), at=part(item, "timestamp"), files=touched,
     )  # fmt: skip
 
 

@@ -180,7 +180,7 @@ def _other(body: Any, kind: str, data: Any) -> list[SourceEvent]:
             author=_author(body, data, "user") or words(data, "creator", "name"),
             url=words(data, "url") or words(body, "url"),
             occurred_at=_at(body, data),
-            metadata=facts(project=about, health=health, progress=part(data, "progress")),
+            metadata=facts(project=about, health=health, progress=words(data, "progress")),
         )
     ]
 

@@ -39,7 +39,7 @@ CHANNELS = {  # the verb, and how the title says it
     "unarchive": "unarchived", "deleted": "deleted",
 }  # fmt: skip
 MARK = re.compile(r"<([@#!]?)([^<>|]{1,3000})(?:\|([^<>]{0,3000}))?>")
-DEPTH = 8  # of blocks in blocks
+DEPTH = 16  # of blocks and lists of them in each other
 PIECES = 200  # texts taken of one message's blocks
 
 
@@ -243,9 +243,9 @@ def _text(message: Any) -> str:
 
 def _pieces(value: Any, depth: int) -> Iterator[str]:
     """The texts in blocks and attachments, in order; a run of rich text is one of them."""
-    if isinstance(value, list):
+    if isinstance(value, list) and depth:
         for item in value:
-            yield from _pieces(item, depth)
+            yield from _pieces(item, depth - 1)
     if not isinstance(value, dict) or not depth:
         return
     if words(value, "type") in ("rich_text_section", "rich_text_quote", "rich_text_preformatted"):
