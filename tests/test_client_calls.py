@@ -42,6 +42,13 @@ CALLS = {
     "list events": ("GET", "/events", "test_list_events"),
     "ingest events": ("POST", "/events", "test_ingest_events_once_each"),
     "ask project": ("POST", "/projects/{project_id}/qa", "test_ask_project"),
+    "list integrations": (
+        "GET", "/integrations", "test_integrations::test_get_integrations_tells_what_is_connected",
+    ),
+    "list untracked resources": (
+        "GET", "/integrations/untracked",
+        "test_tracking::test_get_untracked_lists_resources_with_recent_events_and_no_project",
+    ),
     "list digests": (
         "GET", "/projects/{project_id}/digests",
         "test_digests::test_get_digests_answers_what_the_schedule_had_written",
