@@ -48,7 +48,9 @@
 --   webhook_endpoints, webhook_secrets   who is told of the jobs of a project, and what signs it
 --   webhook_deliveries, webhook_attempts   the messages, queued by the transaction that changed the
 --                    job, and the log of sending them
---   digest_schedules when the digests of a project are written, and up to when they have been
+--   digest_schedules, digest_channels   when the digests of a project are written, up to when they
+--                    have been, and which channels they are posted into
+--   chat_messages    what is posted, queued by the transaction that stored the digest
 --   schema_version, procrastinate_migrations   what has been applied
 --   installation     which database this is, so that a restored copy can tell that it is one
 --   ops.audit        what operators did, by whom and when
@@ -4566,6 +4568,130 @@ create table if not exists digest_schedules (
 );
 create index if not exists digest_schedules_due on digest_schedules (next_at);
 
+-- Where digests are posted. By an integration that whoever set the schedule may post with.
+create table if not exists digest_channels (
+  project_id uuid not null references digest_schedules on delete cascade,
+  integration_id uuid not null references integrations on delete cascade,
+  channel_id text not null check (length(channel_id) between 1 and 64),
+  primary key (project_id, integration_id, channel_id)
+);
+create index if not exists digest_channels_integration on digest_channels (integration_id);
+
+create table if not exists chat_messages (
+  id uuid primary key default uuidv7(),  -- the same at every attempt, so that a service knows it again
+  insight_id uuid not null references insights on delete cascade,  -- what is posted
+  project_id uuid not null references projects on delete cascade,
+  integration_id uuid not null references integrations on delete cascade,
+  channel_id text not null,
+  state text not null default 'waiting' check (state in ('waiting', 'posted', 'dead')),
+  attempt int not null default 0,  -- attempts made
+  -- Due from then on. While an attempt runs this is its lease, and the value is its fence.
+  next_attempt_at timestamptz default baton_now(),
+  message_id text,  -- as the service calls it
+  error text,  -- why the latest attempt failed, in one sentence
+  created_at timestamptz not null default baton_now(),
+  ended_at timestamptz,
+  constraint chat_messages_ended
+    check ((state = 'waiting') = (ended_at is null) and (state = 'waiting') = (next_attempt_at is not null)),
+  constraint chat_messages_once unique (insight_id, integration_id, channel_id)
+);
+create index if not exists chat_messages_due on chat_messages (next_attempt_at)
+  where next_attempt_at is not null;
+create index if not exists chat_messages_of_project on chat_messages (project_id, id);
+create index if not exists chat_messages_integration on chat_messages (integration_id);
+
+-- Queues a digest for the channels of its project, in the transaction that stores it.
+create or replace function queue_chat_messages() returns trigger
+language plpgsql as $$
+begin
+  insert into chat_messages (insight_id, project_id, integration_id, channel_id)
+  select new.id, new.project_id, c.integration_id, c.channel_id
+  from (  -- locked, so that an integration that is being deleted cannot fail the end of a job
+    select c.integration_id, c.channel_id
+    from digest_channels c
+    join integrations i on i.id = c.integration_id
+    where c.project_id = new.project_id and i.enabled
+    order by c.integration_id, c.channel_id
+    for key share of i
+  ) c;
+  return null;
+end
+$$;
+create or replace trigger insights_queue_chat_messages after insert on insights for each row
+  when (new.kind = 'digest')
+  execute function queue_chat_messages();
+
+-- Take what is due, for p_lease_seconds. Answers what an attempt needs; the token is to be decrypted.
+create or replace function claim_chat_messages(p_limit int, p_lease_seconds double precision)
+returns table (
+  id uuid, project_id uuid, source text, workspace_id text, token bytea, channel_id text, title text,
+  summary text, markdown text, attempt int, leased_until timestamptz
+) language plpgsql as $$
+#variable_conflict use_column
+begin
+  if hold_reason() is not null then
+    return;
+  end if;
+  return query
+  with due as (
+    select id from chat_messages
+    where next_attempt_at <= baton_now()
+    order by next_attempt_at
+    limit p_limit
+    for update skip locked
+  ),
+  claimed as (
+    update chat_messages m
+    set next_attempt_at = baton_now() + p_lease_seconds * interval '1 second'
+    from due
+    where m.id = due.id
+    returning m.*
+  )
+  select
+    c.id, c.project_id, i.source, nullif(i.workspace_id, ''),
+    case when i.enabled then read_integration_token(i.id) end, c.channel_id, a.title, a.summary,
+    a.markdown, c.attempt + 1, c.next_attempt_at
+  from claimed c
+  join integrations i on i.id = c.integration_id
+  join insights a on a.id = c.insight_id;
+end
+$$;
+
+-- Note an attempt: without an error it is posted; without p_retry_seconds, or when that would be more
+-- than a day after the digest, it is dead; else it is due again later. A lease that has run out means
+-- that another attempt decides, unless this one has succeeded. Answers the state, or null when this
+-- attempt decides nothing.
+create or replace function chat_attempted(
+  p_id uuid, p_leased_until timestamptz, p_message_id text, p_error text,
+  p_retry_seconds double precision
+) returns text
+language sql as $$
+  update chat_messages m
+  set
+    attempt = attempt + 1, message_id = p_message_id, error = p_error, state = v.state,
+    next_attempt_at = case v.state
+      when 'waiting' then baton_now() + p_retry_seconds * interval '1 second' end,
+    ended_at = case when v.state <> 'waiting' then baton_now() end
+  from (
+    select id, case
+      when p_error is null then 'posted'
+      when baton_now() + p_retry_seconds * interval '1 second' < created_at + interval '1 day'
+        then 'waiting'
+      else 'dead' end as state
+    from chat_messages where id = p_id
+  ) v
+  where m.id = v.id and m.state = 'waiting'
+    and (next_attempt_at = p_leased_until or p_error is null)
+  returning m.state
+$$;
+
+-- Give a claimed message back at once, because the worker stops.
+create or replace function release_chat_message(p_id uuid, p_leased_until timestamptz) returns void
+language sql as $$
+  update chat_messages set next_attempt_at = baton_now()
+  where id = p_id and next_attempt_at = p_leased_until
+$$;
+
 -- The numbers that a field of a cron expression stands for: *, 5, 1-5, */2, 8-18/2, names, and lists
 -- of them. Null: it is no such field.
 create or replace function cron_values(
@@ -4665,14 +4791,16 @@ language sql stable as $$
 $$;
 
 -- Set or change the schedule of a project. The first period begins at the boundary before now, so that
--- the first digest is about as much time as the later ones; a change begins none anew.
+-- the first digest is about as much time as the later ones; a change begins none anew. p_deliver is a
+-- list of {"integration_id", "channel_id"}: where the user may post; null leaves what is there.
 create or replace function put_digest_schedule(
-  p_user_id uuid, p_project_id uuid, p_cron text, p_time_zone text
+  p_user_id uuid, p_project_id uuid, p_cron text, p_time_zone text, p_deliver jsonb
 ) returns digest_schedules
 language plpgsql as $$
 declare
   v_schedule digest_schedules;
   v_time_zone text;
+  v_channel jsonb;
 begin
   if p_cron is null or (cron_fields(p_cron)).minute is null or length(p_cron) > 200 then
     raise 'cron: must be five fields such as 0 9 * * 1-5 (minute, hour, day of the month, month, day '
@@ -4696,6 +4824,30 @@ begin
   set user_id = excluded.user_id, cron = excluded.cron, time_zone = excluded.time_zone,
     next_at = excluded.next_at, error = null, updated_at = baton_now()
   returning * into v_schedule;
+  if p_deliver is null then
+    return v_schedule;
+  elsif jsonb_typeof(p_deliver) <> 'array' or jsonb_array_length(p_deliver) > 10 then
+    raise 'deliver: must be a list of at most 10 objects with integration_id and channel_id.'
+      using errcode = 'BT400';
+  end if;
+  delete from digest_channels where project_id = p_project_id;
+  for v_channel in select * from jsonb_array_elements(p_deliver) loop
+    if not exists (
+      select from integrations i
+      join chat_accounts(p_user_id, i.source) a on a.integration_id = i.id
+      where i.id::text = v_channel ->> 'integration_id' and i.source in ('discord', 'slack')) then
+      raise 'deliver: none of the integrations of Discord and Slack with which one may post in the '
+        'name of this schedule has the integration_id %.', left(v_channel ->> 'integration_id', 100)
+        using errcode = 'BT404';
+    elsif v_channel ->> 'channel_id' is null or length(v_channel ->> 'channel_id') not between 1 and 64
+    then
+      raise 'deliver: channel_id must be the id of a channel, as the service has it.'
+        using errcode = 'BT400';
+    end if;
+    insert into digest_channels (project_id, integration_id, channel_id)
+    values (p_project_id, (v_channel ->> 'integration_id')::uuid, v_channel ->> 'channel_id')
+    on conflict do nothing;
+  end loop;
   return v_schedule;
 end
 $$;
@@ -4713,12 +4865,12 @@ end
 $$;
 
 create or replace function set_digest_schedule(
-  p_user_id uuid, p_project_id uuid, p_cron text, p_time_zone text
+  p_user_id uuid, p_project_id uuid, p_cron text, p_time_zone text, p_deliver jsonb
 ) returns digest_schedules
 language plpgsql as $$
 begin
   perform assert_digest_admin(p_user_id, p_project_id);
-  return put_digest_schedule(p_user_id, p_project_id, p_cron, p_time_zone);
+  return put_digest_schedule(p_user_id, p_project_id, p_cron, p_time_zone, p_deliver);
 end
 $$;
 
@@ -5676,7 +5828,7 @@ comment on function ops.set_language is
 -- --- ops: digests -------------------------------------------------------------------------
 
 create or replace function ops.set_digest(
-  project_id uuid, cron text, time_zone text default 'UTC'
+  project_id uuid, cron text, time_zone text default 'UTC', deliver jsonb default null
 ) returns timestamptz
 language plpgsql security definer
 set search_path = public, pg_temp set lock_timeout = '2s' as $$
@@ -5688,17 +5840,18 @@ begin
     coalesce(
       (select d.user_id from digest_schedules d where d.project_id = set_digest.project_id),
       (select p.owner_id from projects p where p.id = set_digest.project_id)),
-    set_digest.project_id, set_digest.cron, set_digest.time_zone);
+    set_digest.project_id, set_digest.cron, set_digest.time_zone, set_digest.deliver);
   perform audit('set_digest', jsonb_build_object(
     'project_id', set_digest.project_id, 'cron', v_schedule.cron,
-    'time_zone', v_schedule.time_zone));
+    'time_zone', v_schedule.time_zone, 'deliver', set_digest.deliver));
   return v_schedule.next_at;
 end
 $$;
 comment on function ops.set_digest is
   'Write a digest of a project at each time of a cron expression such as 0 9 * * 1-5, in a time zone '
   'such as Europe/Berlin, about what happened since the one before; answers when the next one is due. '
-  'In place of the schedule that the project has.';
+  'In place of the schedule that the project has. deliver: a list of {"integration_id", "channel_id"} '
+  'of Discord or Slack to post it to; null leaves that as it is.';
 
 create or replace function ops.remove_digest(project_id uuid) returns boolean
 language plpgsql security definer
@@ -7012,16 +7165,31 @@ create or replace view ops.digests as
 select
   d.project_id, p.name as project_name, d.cron, d.time_zone, d.next_at,
   greatest(ago(d.next_at), interval '0') as overdue,
-  d.covered_until, d.job_id, j.status, j.error_code, d.error
+  d.covered_until, d.job_id, j.status, j.error_code, d.error,
+  (select count(*) from digest_channels c where c.project_id = d.project_id) as channels,
+  m.waiting, m.dead, m.delivery_error
 from digest_schedules d
 join projects p on p.id = d.project_id
 left join jobs j on j.id = d.job_id
+cross join lateral (
+  select
+    count(*) filter (where state = 'waiting') as waiting,
+    count(*) filter (where state = 'dead') as dead,
+    (array_agg(error order by id desc) filter (where error is not null))[1] as delivery_error
+  from (
+    select * from chat_messages m where m.project_id = d.project_id order by id desc limit 100
+  ) latest
+) m
 order by d.next_at;
 comment on view ops.digests is
   'When digests are written, the next one first: what became of the latest one (job_id and its status), '
   'and why none could be asked for (error).';
 comment on column ops.digests.overdue is
   'Workers look each minute: more means that none runs, or that all of them are busy.';
+comment on column ops.digests.waiting is
+  'Of the latest 100 messages to channels, those that are to be posted yet, or again.';
+comment on column ops.digests.dead is 'Of them, those that could not be posted within a day.';
+comment on column ops.digests.delivery_error is 'Why, of the latest one that failed.';
 comment on column ops.digests.covered_until is 'Where the period of the next digest begins.';
 
 create or replace view ops.help as
@@ -7463,7 +7631,7 @@ select let_call('baton_api',
 select let_call('baton_api, baton_worker',
   'read_integration_token', 'keep_first_secret');
 select let_call('baton_api', 'set_digest_schedule', 'delete_digest_schedule');
-grant select on digest_schedules to baton_api;
+grant select on digest_schedules, digest_channels to baton_api;
 
 -- The workers. Procrastinate's own statements write the tickets.
 grant select, insert, update, delete on
@@ -7484,7 +7652,8 @@ select let_call('baton_worker',
   'apply_retention', 'search_events', 'enter_events',
   'claim_webhooks', 'webhook_attempted', 'release_webhook',
   'waiting_integrations', 'take_deliveries', 'end_deliveries', 'take_nameless', 'name_it', 'names_in');
-select let_call('baton_worker', 'submit_digest');
+select let_call('baton_worker', 'submit_digest', 'claim_chat_messages', 'chat_attempted',
+  'release_chat_message');
 
 -- A person. Neither digests of keys nor what signs webhooks; all changes are functions of ops.
 grant usage on schema ops to baton_ops;

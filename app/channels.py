@@ -97,6 +97,21 @@ async def _send(request: Request, source: str) -> Response:
     return json_response({"ok": True, "message_id": message_id})
 
 
+async def reach(request: Request, source: str, channel_id: str) -> str:
+    """The integration by which the caller may post into a channel.
+
+    Raises:
+        errors.Forbidden: there is none.
+        errors.RateLimited, errors.Unavailable: nobody knows right now.
+    """
+    service, ways = await _ways(request, source)
+    try:
+        async with asyncio.timeout(PATIENCE):
+            return (await _reaches(service, ways, channel_id)).integration_id
+    except (ChatError, TimeoutError) as error:
+        raise _as_api_error(error, service) from None
+
+
 async def _ways(request: Request, source: str) -> tuple[Service, list[_Way]]:
     chat: Chat = request.app.state.chat
     cipher: Cipher = request.app.state.cipher

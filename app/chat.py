@@ -87,6 +87,7 @@ class Post:
     text: str | None = field(default=None, repr=False)
     title: str | None = None  # of the file, which is named after it
     markdown: str | None = field(default=None, repr=False)  # what is in the file
+    nonce: str | None = None  # 25 characters at most; the same when it is posted once more
 
     @property
     def filename(self) -> str:
@@ -316,7 +317,7 @@ class Discord(Service):
         """Post once: Discord knows the same nonce again for some minutes."""
         body: dict[str, Any] = {
             "allowed_mentions": {"parse": []},
-            "nonce": secrets.token_hex(12),
+            "nonce": post.nonce or secrets.token_hex(12),
             "enforce_nonce": True,
         }
         if post.text is not None:

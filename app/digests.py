@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.auth import visible_project
+from app.channels import reach
 from app.db import Database
 from app.schemas import DigestScheduleRequest, DigestsQuery
 from app.wire import decode, json_response, path_id, query
@@ -35,11 +36,22 @@ async def set_digest_schedule(request: Request) -> Response:
     """Set when the digests of a project are written, or change it."""
     project_id = path_id(request, "project_id")
     body = await decode(request, DigestScheduleRequest)
-    row = await _database(request).row(
-        "set_digest_schedule", request.state.user_id, project_id, body.cron, body.time_zone
+    deliver = [
+        {
+            "integration_id": await reach(request, each.to, each.channel_id),
+            "channel_id": each.channel_id,
+        }
+        for each in body.deliver
+    ]
+    await _database(request).row(
+        "set_digest_schedule",
+        request.state.user_id,
+        project_id,
+        body.cron,
+        body.time_zone,
+        deliver,
     )
-    assert row
-    return json_response({"digest_schedule": dict(row)})
+    return await read_digest_schedule(request)
 
 
 async def delete_digest_schedule(request: Request) -> Response:

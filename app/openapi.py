@@ -573,6 +573,7 @@ EXAMPLES: dict[type[BaseModel], Any] = {
             "next_at": _AT,
             "last_job_id": None,
             "error": None,
+            "deliver": [{"to": "slack", "channel_id": "C012AB3CD"}],
             "updated_at": _AT,
         }
     },

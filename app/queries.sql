@@ -487,21 +487,38 @@ limit $3;
 -- $1 user, $2 project. No row: it has none, or is not visible.
 select
   d.project_id, d.cron, d.time_zone, d.covered_until as period_start, d.next_at, d.job_id as last_job_id,
-  d.error, d.updated_at
+  d.error,
+  coalesce((
+    select jsonb_agg(
+      jsonb_build_object('to', i.source, 'channel_id', c.channel_id) order by i.source, c.channel_id)
+    from digest_channels c
+    join integrations i on i.id = c.integration_id
+    where c.project_id = d.project_id), '[]') as deliver,
+  d.updated_at
 from digest_schedules d
 join project_access a on a.project_id = d.project_id and a.user_id = $1
 where d.project_id = $2;
 
 -- name: set_digest_schedule
--- $1 user, $2 project, $3 cron expression, $4 time zone. As read_digest_schedule answers it.
-select
-  d.project_id, d.cron, d.time_zone, d.covered_until as period_start, d.next_at, d.job_id as last_job_id,
-  d.error, d.updated_at
-from set_digest_schedule($1, $2, $3, $4) d;
+-- $1 user, $2 project, $3 cron expression, $4 time zone, $5 list of {"integration_id", "channel_id"}.
+select from set_digest_schedule($1, $2, $3, $4, $5);
 
 -- name: delete_digest_schedule
 -- $1 user, $2 project.
 select delete_digest_schedule($1, $2);
+
+-- name: claim_chat_messages
+-- $1 limit, $2 seconds of the lease.
+select * from claim_chat_messages($1, $2);
+
+-- name: chat_attempted
+-- $1 message, $2 its lease, $3 the service's id of what was posted, $4 error or null, $5 seconds until
+-- the next attempt or null. The state; null: another attempt decides.
+select chat_attempted($1, $2, $3, $4, $5);
+
+-- name: release_chat_message
+-- $1 message, $2 its lease.
+select release_chat_message($1, $2);
 
 -- name: submit_digest
 -- The project whose digest was asked for; null: none is due.

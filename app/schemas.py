@@ -371,6 +371,27 @@ class WebhookChange(Strict):
     types: WebhookTypes | None = None
 
 
+class DigestChannel(Strict):
+    """A channel that digests are posted into."""
+
+    to: Literal["discord", "slack"]
+    channel_id: Annotated[str, StringConstraints(min_length=1, max_length=64)]
+
+
+class DigestScheduleRequest(Strict):
+    """When the digests of a project are written."""
+
+    cron: str = Field(
+        max_length=200,
+        description="Five fields: minute (one number), hour, day of the month, month, day of the "
+        "week. A digest is about the time since the one before.",
+    )
+    time_zone: str = Field("UTC", max_length=100, description="As in `Europe/Berlin`.")
+    deliver: list[DigestChannel] = Field(
+        [], max_length=10, description="Channels that the caller can post into."
+    )
+
+
 class PostRequest(Strict):
     """What to post: a text, or an artifact as a Markdown file, and into which channel."""
 
@@ -384,17 +405,6 @@ class PostRequest(Strict):
         None, description="The newest active one of the project that `project_id` names."
     )
     project_id: str | None = Field(None, description="With `artifact`, and only with it.")
-
-
-class DigestScheduleRequest(Strict):
-    """When the digests of a project are written."""
-
-    cron: str = Field(
-        max_length=200,
-        description="Five fields: minute (one number), hour, day of the month, month, day of the "
-        "week. A digest is about the time since the one before.",
-    )
-    time_zone: str = Field("UTC", max_length=100, description="As in `Europe/Berlin`.")
 
 
 class ScopeRequest(Strict):
@@ -865,6 +875,7 @@ class DigestSchedule(Shape):
     next_at: Time = Field(description="Where it ends, and when it is written.")
     last_job_id: str | None = Field(description="The job of the latest digest.")
     error: str | None = Field(description="Why none could be asked for; tried again in an hour.")
+    deliver: list[DigestChannel]
     updated_at: Time
 
 

@@ -20,6 +20,7 @@ from procrastinate.worker import Worker
 
 from app import __version__, metrics
 from app.background import background, watch_loop
+from app.chat import Chat
 from app.cipher import Cipher
 from app.connector import AsyncpgConnector
 from app.db import Database, DatabaseError, Unavailable, open_database
@@ -35,6 +36,7 @@ from tasks.executor import Executor
 from tasks.intake import Mapper
 from tasks.naming import Namer
 from tasks.outbound import Outbound
+from tasks.posting import Poster
 from tasks.providers import Provider, open_provider
 
 log = logging.getLogger("baton.worker")
@@ -364,14 +366,22 @@ async def run_worker(settings: Settings) -> None:
         )
         bell = await stack.enter_async_context(hung_bell(database))
         deliverer = Deliverer(database, Outbound(settings.webhook_allow))
+        chat = Chat(settings)
+        stack.push_async_callback(chat.close)
+        poster = Poster(database, chat, Cipher.from_settings(settings))
         sweeper = Sweeper(database, bell)
+
+        def wake() -> None:
+            deliverer.wake()
+            poster.wake()
+
         worker, executor = make_worker(
             database,
             provider,
             bell,
             concurrency=settings.concurrency,
             attempt_timeout=settings.attempt_timeout,
-            ended=deliverer.wake,
+            ended=wake,
             attempts=attempts,
             provider_name=settings.provider,
             on_hold=lambda: sweeper.hold_reason is not None,
@@ -381,6 +391,7 @@ async def run_worker(settings: Settings) -> None:
         await stack.enter_async_context(background(enter_events(database)))
         await stack.enter_async_context(background(executor.renew_forever()))
         await stack.enter_async_context(background(deliverer.run()))
+        await stack.enter_async_context(background(poster.run()))
         await stack.enter_async_context(background(Mapper(database).run()))
         namer = Namer(database, Cipher.from_settings(settings))
         await stack.enter_async_context(background(namer.run()))

@@ -29,7 +29,7 @@ tasks.extractive
 tasks.selection tasks.tokens tasks.briefs
 tasks.providers tasks.prompts tasks.replies tasks.chat tasks.openai_chat
 tasks.anthropic_chat tasks.drafting tasks.plain tasks.render tasks.generate tasks.isolated
-tasks.executor tasks.outbound tasks.delivery tasks.mapping tasks.intake tasks.naming
+tasks.executor tasks.outbound tasks.delivery tasks.posting tasks.mapping tasks.intake tasks.naming
 tasks.worker
 app.__main__
 """
@@ -59,7 +59,6 @@ SIBLINGS = {
     "app.channels",
     "app.webhooks",
     "app.hooks",
-    "app.digests",
     "app.integrations",
 }  # never each other
 SQL = re.compile(

@@ -117,6 +117,13 @@ INTEGRATED = (
     "select 'github', id, 'w' from users returning id) "
 )
 REFUSED = [
+    ("digest_channels", "channel_id", "insert into digest_channels "
+     "values (uuidv7(), uuidv7(), '')"),
+    ("chat_messages", "state", "insert into chat_messages (insight_id, project_id, integration_id, "
+     "channel_id, state, next_attempt_at, ended_at) "
+     "values (uuidv7(), uuidv7(), uuidv7(), 'C1', 'sent', null, now())"),
+    ("chat_messages", "ended", "insert into chat_messages (insight_id, project_id, integration_id, "
+     "channel_id, state) values (uuidv7(), uuidv7(), uuidv7(), 'C1', 'posted')"),
     ("digest_schedules", "forward", "insert into digest_schedules (project_id, user_id, cron, "
      "time_zone, covered_until, next_at) select id, owner_id, '0 9 * * *', 'UTC', now(), now() "
      "from projects"),
