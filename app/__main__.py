@@ -51,6 +51,7 @@ for command in (
     operator.pg_dump,
     operator.doctor,
     demo.handoff,
+    demo.ask,
     demo.demo,
 ):
     cli.add_command(command)

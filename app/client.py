@@ -4,6 +4,7 @@ knows nothing that any other client could not know."""
 import time
 from collections.abc import Callable
 from typing import Any
+from uuid import uuid4
 
 import httpx
 
@@ -14,12 +15,16 @@ POLL_AFTER = 2.0  # seconds between polls when the server does not say
 class RequestFailed(Exception):
     """The API refused or could not be reached; the message is a sentence for a person.
 
-    `retry_after` is in seconds, and None when asking again would not help.
+    `retry_after` is in seconds, and None when asking again would not help. `job_id` is of the job
+    that goes on all the same, if there is one.
     """
 
-    def __init__(self, sentence: str, retry_after: float | None = None) -> None:
+    def __init__(
+        self, sentence: str, retry_after: float | None = None, job_id: str | None = None
+    ) -> None:
         super().__init__(sentence)
         self.retry_after = retry_after
+        self.job_id = job_id
 
 
 class Client:
@@ -44,6 +49,29 @@ class Client:
     def request_handoff(self, body: dict[str, Any]) -> str:
         """Ask for a handoff; answer the job's id."""
         return str(self._call("POST", "/api/v1/handoffs", json=body).json()["jobId"])
+
+    def ask(
+        self, project_id: str, question: str, on_poll: Callable[[str], None]
+    ) -> tuple[str, list[str]]:
+        """The answer to a question, as Markdown when it cites events, and those citations.
+
+        Raises:
+            RequestFailed: it cannot be answered, or is not after `WAIT`.
+        """
+        path = f"/api/v1/projects/{project_id}/qa"
+        asked = {"json": {"question": question}, "headers": {"Idempotency-Key": str(uuid4())}}
+        try:
+            response = self._call("POST", path, **asked)
+        except RequestFailed as failed:
+            if failed.job_id is None:
+                raise
+            self.wait(failed.job_id, on_poll)
+            response = self._call("POST", path, **asked)
+        answer = response.json()
+        if not answer["citations"]:
+            return str(answer["answer"]), []
+        job = self._call("GET", f"/api/v1/jobs/{job_of(response)}").json()
+        return str(job["result"]["markdown"]), answer["citations"]
 
     def wait(self, job_id: str, on_poll: Callable[[str], None]) -> dict[str, Any]:
         """Poll a job until it has ended; `on_poll` sees each status.
@@ -91,7 +119,13 @@ def checked(response: httpx.Response) -> httpx.Response:
     except (ValueError, KeyError, TypeError):
         sentence = f"{response.request.url.host} answered {response.status_code}."
     after = response.headers.get("Retry-After", "")
-    raise RequestFailed(sentence, float(after) if after.isdigit() else None)
+    raise RequestFailed(sentence, float(after) if after.isdigit() else None, job_of(response))
+
+
+def job_of(response: httpx.Response) -> str | None:
+    """The id of the job behind an answer to a question, or behind one that is not there yet."""
+    path = response.headers.get("Operation-Location") or response.headers.get("Location", "")
+    return path.rpartition("/jobs/")[2] if "/jobs/" in path else None
 
 
 def unreachable(base_url: httpx.URL, error: httpx.HTTPError) -> RequestFailed:

@@ -1,11 +1,12 @@
-"""Asking for a handoff from the command line, and the demo that first starts what it takes."""
+"""Asking for a handoff or an answer from the command line, and the demo that first starts what it
+takes."""
 
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -47,6 +48,25 @@ def handoff(
     with _key(settings, wanted, key_) as usable:
         client = Client(url or settings.base_url, usable, _say_wait)
         click.echo(_handoff(client, wanted, sources=sources, until=until), nl=False)
+
+
+@click.command()
+@click.option("--project", "wanted", required=True, metavar="P", help="Id, slug or name.")
+@click.option("--url", envvar="BATON_URL", help="Default: http://HOST:PORT.")
+@click.option("--key", "key_", envvar="BATON_API_KEY", help="Default: one made for the occasion.")
+@click.argument("question")
+@click.pass_obj
+def ask(settings: Settings, wanted: str, url: str | None, key_: str | None, question: str) -> None:
+    """Ask a question about the last 14 days over HTTP; print the answer and the ids of the events
+    that it stands on."""
+    with _key(settings, wanted, key_) as usable:
+        client = Client(url or settings.base_url, usable, _say_wait)
+        try:
+            project_id = _project(client, wanted)
+            answer, citations = client.ask(project_id, question, _shown("question"))
+        except RequestFailed as error:
+            raise Fault(str(error)) from None
+    click.echo("\n".join([answer.rstrip("\n"), *(["", *citations] if citations else [])]))
 
 
 @click.command()
@@ -97,26 +117,36 @@ def _handoff(
 ) -> str:
     """Ask, wait, and answer the Markdown; a failed job is a fault with its own sentence."""
     try:
-        meant = [p for p in client.projects() if wanted in (p["id"], p["slug"], p["name"])]
-        if len(meant) != 1:
-            raise Fault(f"--project: {len(meant)} projects of this key are called {wanted}.")
-        body: dict[str, Any] = {"project_id": meant[0]["id"]}
+        body: dict[str, Any] = {"project_id": _project(client, wanted)}
         if sources:
             body["sources"] = list(sources)
         if until:
             body["until"] = until
         job_id = client.request_handoff(body)
-        started = time.monotonic()
-
-        def show(status: str) -> None:
-            click.echo(f"job {job_id}: {status} ({time.monotonic() - started:.0f} s)", err=True)
-
-        ended = client.wait(job_id, show)
+        ended = client.wait(job_id, _shown(f"job {job_id}"))
     except RequestFailed as error:
         raise Fault(str(error)) from None
     if ended["job"]["status"] == "failed":
         raise Fault(f"{ended['job']['error_code']}: {ended['job']['error']}")
     return str(ended["result"]["markdown"])
+
+
+def _project(client: Client, wanted: str) -> str:
+    """The id of the project that is meant, of those that the key sees."""
+    meant = [p for p in client.projects() if wanted in (p["id"], p["slug"], p["name"])]
+    if len(meant) != 1:
+        raise Fault(f"--project: {len(meant)} projects of this key are called {wanted}.")
+    return str(meant[0]["id"])
+
+
+def _shown(what: str) -> Callable[[str], None]:
+    """Tells each status of a job, and how long it took until then."""
+    started = time.monotonic()
+
+    def show(status: str) -> None:
+        click.echo(f"{what}: {status} ({time.monotonic() - started:.0f} s)", err=True)
+
+    return show
 
 
 def _say_wait(seconds: int) -> None:

@@ -232,7 +232,7 @@ def test_a_second_run_on_the_same_data_or_port_stops_itself_and_not_the_first(
     assert running.ready()
 
 
-def test_a_history_is_imported_once_and_a_handoff_of_it_is_printed(
+def test_a_history_is_imported_once_and_a_handoff_of_it_and_an_answer_are_printed(
     running: Running, repository: Path
 ) -> None:
     args = ("import", "git", str(repository), "--project", "demo", "--repo", "acme/shop")
@@ -242,10 +242,20 @@ def test_a_history_is_imported_once_and_a_handoff_of_it_is_printed(
     done = baton("handoff", "--project", "demo", **running.env)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("# demo") and "Add a cart" in done.stdout
+    done = baton("ask", "--project", "demo", "Who added a cart?", **running.env)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("# Who added a cart?") and "- Add a cart" in done.stdout
+    assert re.fullmatch(r"ev:[0-9a-f-]{36}", done.stdout.splitlines()[-1])
     live = [
         line for line in baton("key", "list", **running.env).stdout.splitlines() if "live" in line
     ]
     assert all("baton handoff" not in line for line in live)  # the key made for it is revoked
+
+
+def test_a_question_that_is_refused_is_one_clear_line(running: Running) -> None:
+    done = baton("ask", "--project", "demo", " ", **running.env)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.strip() == "Error: question: must have at least 1 character."
 
 
 def test_a_failed_job_is_its_own_sentence_and_exit_1(running: Running) -> None:

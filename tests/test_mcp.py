@@ -29,6 +29,7 @@ from app.mcp_server import TOOLS, Call, create_http_app
 ROOT = Path(__file__).parent.parent
 UNKNOWN = "019ab3f2-6f2e-7c1a-9d0e-5b7c8a1e2f30"
 GENERATORS = [tool.name for tool in TOOLS if tool.name.startswith("generate_")]
+SPENDING = [*GENERATORS, "ask"]
 
 
 @pytest.fixture(autouse=True)
@@ -151,6 +152,13 @@ async def test_over_http_every_tool_does_what_it_says(
             read = await call(f"read_{noun}", **{f"{noun}_id": rows[0]["id"]})
             assert read.structured_content[noun]["markdown"] == text(read)
             assert rows[0]["id"] in text(listed) and rows[0]["title"] in text(listed)
+        answer = await call("ask", question="Is the total of the cart wrong?")
+        told = answer.structured_content
+        assert "total is wrong" in told["answer"] and "github" in text(answer)
+        assert set(told) == {"answer", "citations"} and told["citations"][0] in text(answer)
+        nothing = await call("ask", question="Who feeds the zebra?", filters={"slack": {}})
+        assert nothing.structured_content["citations"] == []
+        assert text(nothing) == "Nothing in the last 14 days speaks about this."
         seen = await call("get_job", job_id=made["generate_handoff"]["id"])
         assert seen.structured_content["job"]["status"] == "completed"
         assert text(seen).startswith("# ")
@@ -242,6 +250,9 @@ async def test_what_is_wrong_is_a_sentence_that_names_the_argument(
             ("list_insights", {"kind": "poem"}, "kind: must be 'cross_source_correlation'"),
             ("list_events", {"source": "nope"}, "source: there is no source"),
             ("read_handoff", {}, "handoff_id: is required."),
+            ("ask", {}, "question: is required."),
+            ("ask", {"question": " "}, "question: must have at least 1 character."),
+            ("ask", {"question": "a", "filters": {"nope": {}}}, "filters.nope: there is no source"),
             ("read_insight", {"insight_id": "../handoffs/filters"}, "insight_id: no insight with"),
             ("get_job", {"job_id": UNKNOWN}, "job_id: no job with this id is visible to this key."),
             ("get_job", {"job_id": UNKNOWN, "wait_seconds": 46}, "wait_seconds: must be less than"),
@@ -348,16 +359,17 @@ def test_a_model_is_told_the_bounds_and_to_reuse_its_key() -> None:
         assert listed.input_schema["additionalProperties"] is False
         assert "null" not in json.dumps(listed.input_schema)
         assert listed.annotations and listed.annotations.open_world_hint is False
-        generates = tool.name in GENERATORS
-        assert listed.annotations.read_only_hint is not (generates or tool.name == "cancel_job")
+        spends = tool.name in SPENDING
+        assert listed.annotations.read_only_hint is not (spends or tool.name == "cancel_job")
         assert "job" not in properties
-        assert ("idempotency_key" in properties) is generates
-        if generates:
+        assert ("idempotency_key" in properties) is spends
+        if spends:
             key = properties["idempotency_key"]["description"]
             assert "Reuse the same key when retrying" in key
             assert listed.description and "credit" in listed.description
-            assert {"filters", "until", "project_id"} <= set(properties)
-            assert "required" not in listed.input_schema
+            assert {"filters", "project_id"} <= set(properties)
+        if tool.name in GENERATORS:
+            assert "until" in properties and "required" not in listed.input_schema
     [correlation] = [t.listed() for t in TOOLS if t.name == "generate_correlation"]
     hours = correlation.input_schema["properties"]["lookbackHours"]
     assert hours == {"type": "integer", "minimum": 1, "maximum": 2160, "default": 168}
@@ -419,6 +431,37 @@ async def test_a_request_is_held_by_an_api_that_can_hold_it() -> None:
     assert [r.headers["If-None-Match"] for r in held] == ['"1"', '"1"', '"2"']
     assert [t[0] for t in api.told] == sorted({t[0] for t in api.told})
     assert api.told[-1] == (0.5, 1.0, "generating")
+
+
+def late() -> httpx.Response:
+    """What a question is answered that takes longer than the API holds a request."""
+    headers = {"Location": f"/api/v1/jobs/{UNKNOWN}", "Retry-After": "1"}
+    return httpx.Response(503, json={"error": "Not yet."}, headers=headers)
+
+
+async def test_an_answer_that_takes_long_is_waited_for_and_asked_for_with_the_same_key(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said = {"answer": "It broke.", "citations": ["ev:1"]}
+    operation = {"Operation-Location": f"http://baton/api/v1/jobs/{UNKNOWN}"}
+    api = Scripted(
+        late(),
+        job("processing", '"1"'),
+        job("completed", '"2"'),
+        httpx.Response(200, json=said, headers=operation),
+        job("completed"),
+    )
+    done = await api.run("ask", project_id=UNKNOWN, question="Why?")
+    assert done.structured_content == said and text(done) == "# done\nEvents: ev:1"
+    asked = [r for r in api.asked if r.method == "POST"]
+    assert len({r.headers["Idempotency-Key"] for r in asked}) == 1 and len(asked) == 2
+    assert [json.loads(r.content) for r in asked] == [{"question": "Why?"}] * 2
+
+    monkeypatch.setattr(mcp_server, "BLOCK", 0.0)
+    api = Scripted(late(), job("processing"))
+    given = await api.run("ask", project_id=UNKNOWN, question="Why?", idempotency_key="mine")
+    assert "Call get_job" in text(given) and not given.is_error
+    assert api.asked[0].headers["Idempotency-Key"] == "mine"
 
 
 async def test_a_version_does_not_make_an_api_that_cannot_wait_be_asked_without_pause(

@@ -26,6 +26,7 @@ from test_worker import running as workers_running
 
 from app import jobs
 from app.background import background
+from app.client import Client
 from app.db import Database
 from app.schemas import HandoffDraft, QuestionDraft, rfc3339
 from app.settings import NO_LIMITS, Settings
@@ -535,6 +536,37 @@ async def test_who_may_not_wait_has_asked_nothing(
         provider.go.set()
         assert (await asking).json()["answer"] == "It broke."
         assert (await ask(caller, "And what about the login page?")).status_code == 200
+
+
+async def test_the_command_line_waits_for_an_answer_that_takes_long(
+    base_url: str, caller: Caller, running: Running, sql: asyncpg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    await caller.ingest({"title": "The login broke"})
+    provider = Saying(("It broke.", []), wait=True)
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(jobs, "ANSWER_WITHIN", 0.1)
+    seen: list[str] = []
+
+    def polled(status: str) -> None:
+        seen.append(status)
+        loop.call_soon_threadsafe(provider.go.set)
+
+    client = Client(base_url, caller.key)
+    async with running(provider):
+        markdown, citations = await asyncio.to_thread(
+            client.ask, caller.project_id, "What about the login?", polled
+        )
+        monkeypatch.setattr(jobs, "ANSWER_WITHIN", 20.0)
+        nothing = await asyncio.to_thread(
+            client.ask, caller.project_id, "Who feeds the zebra?", polled
+        )
+        client._http.close()
+    assert nothing == ("Nothing in the last 14 days speaks about this.", [])
+    assert "- It broke. (github, " in markdown
+    assert citations == [f"ev:{await sql.fetchval('select id from events')}"]
+    assert seen[0] == "processing" and seen[-1] == "completed"
+    assert await sql.fetchval("select count(*) from jobs") == 2
 
 
 async def test_a_client_that_goes_away_cancels_nothing(
