@@ -7666,6 +7666,7 @@ grant execute on all functions in schema ops to baton_ops;
 select let_call('baton_ops',
   'ingest_events', 'assert_project', 'save_import_cursor',  -- `baton import`
   'stored_secrets', 'rekey_secrets',  -- `baton integration rekey`
+  'live_secrets',  -- `baton integration secret`
   'hold_reason');
 
 do $$

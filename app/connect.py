@@ -109,6 +109,27 @@ def rotate(settings: Settings, wanted: str, secret: str | None, now: bool) -> No
     _tell(settings, wanted, source, made)
 
 
+@integration.command("secret")
+@click.argument("wanted", metavar="ID")
+@click.pass_obj
+def show(settings: Settings, wanted: str) -> None:
+    """Print the secret that the source has brought: Notion wants it pasted back."""
+
+    async def work(database: Database) -> list[bytes]:
+        found = await _find(database, wanted)
+        if sender(found["source"]).secret_from != "handshake":
+            raise Fault(f"The secret of {found['source']} is shown once only; make a new one.")
+        return list(await database.value("brought_secrets", found["id"]))
+
+    brought = with_pool(settings, work)
+    if not brought:
+        raise Fault("The source has not brought one yet.")
+    try:
+        click.echo(Cipher.from_settings(settings).decrypt(brought[0]))
+    except CipherError as error:
+        raise Fault(str(error)) from None
+
+
 @integration.command("disable")
 @click.argument("wanted", metavar="ID")
 @click.pass_obj

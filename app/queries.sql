@@ -881,6 +881,10 @@ select id, source from integrations where id = $1;
 -- encrypted, each or null. Its id.
 select ops.create_integration($1, $2, $3, $4, $5, $6, $7);
 
+-- name: brought_secrets
+-- $1 integration. Those that are good, encrypted, the newest first.
+select live_secrets($1, 'signing');
+
 -- name: replace_integration_secret
 -- $1 integration, $2 secret, encrypted, or null, $3 whether the old one ends at once.
 select ops.rotate_integration($1, $2, case when $3 then interval '0' else interval '24 hours' end);

@@ -723,8 +723,8 @@ SENDERS: Mapping[str, Sender] = {
     "notion": Sender(
         advice=(
             "notion.so/profile/integrations > your integration > Webhooks > Create a subscription:"
-            " the URL as Webhook URL; Notion sends the secret to it, which is to be pasted there as"
-            " verification token."
+            " the URL as Webhook URL; Notion sends the secret to it, which `baton integration"
+            " secret` shows, and which is to be pasted there as verification token."
         ),
         proofs=(_hmac("x-notion-signature", prefix="sha256="),),
         reads=_notion,

@@ -494,3 +494,17 @@ async def test_the_views_of_an_operator_show_whose_they_are_and_no_secret(
     }
     seen = str([tuple(row) for row in rows])
     assert not any(each["secret"] in seen for each in made) and TOKEN not in seen
+
+
+async def test_what_a_source_has_brought_is_shown_and_no_other_secret(
+    caller: Caller, sql: asyncpg.Connection, baton: Baton
+) -> None:
+    notion = (await connect(caller, source="notion"))["integration"]["id"]
+    github = (await connect(caller))["integration"]["id"]
+    early = await baton("secret", notion)
+    assert early.exit_code == 1 and "not brought one yet" in early.output
+    brought = Cipher(SECRET_KEYS).encrypt("secret_tMrlL1qK5vuQAh1b")
+    await sql.fetchval("select keep_first_secret($1, $2)", notion, brought)
+    assert (await baton("secret", notion)).output == "secret_tMrlL1qK5vuQAh1b\n"
+    refusal = await baton("secret", github)
+    assert refusal.exit_code == 1 and "shown once only" in refusal.output
