@@ -82,7 +82,6 @@ class Integrations:
 
         Raises:
             db.Unavailable: nobody knows.
-            CipherError: its secrets cannot be decrypted.
         """
         known = self._known.get(integration_id)
         if known and time.monotonic() - known.read_at < KNOWN_FOR:
@@ -105,7 +104,7 @@ class Integrations:
             secrets = (
                 before.secrets
                 if before and before.encrypted == encrypted
-                else tuple(map(self._cipher.decrypt, encrypted))
+                else self._decrypted(row["id"], encrypted)
             )
             room = row["waiting"] < WAITING and row["waiting_bytes"] < WAITING_BYTES
             found[row["id"]] = Integration(row["id"], row["source"], encrypted, secrets, room, now)
@@ -115,6 +114,17 @@ class Integrations:
         while len(self._known) > KNOWN:
             self._known.popitem(last=False)
         return found
+
+    def _decrypted(self, integration_id: str, encrypted: tuple[bytes, ...]) -> tuple[str, ...]:
+        """Those that a key opens; one that none opens is no fault of the others."""
+        secrets = []
+        for value in encrypted:
+            try:
+                secrets.append(self._cipher.decrypt(value))
+            except CipherError as error:
+                told = {"integration_id": integration_id, "cause": str(error)}
+                log.error("secret not decrypted", extra=told)
+        return tuple(secrets)
 
 
 @dataclass(slots=True, eq=False)
@@ -313,13 +323,11 @@ class Intake:
     async def _known(self, integration_id: str) -> Integration:
         if not is_id(integration_id):
             raise _unknown()
-        try:
-            integration = await self._integrations.get(integration_id)
-        except CipherError as error:
-            log.error("secrets not decrypted", extra={"cause": str(error)})
-            raise Unavailable("This server cannot verify anything right now.") from None
+        integration = await self._integrations.get(integration_id)
         if integration is None:
             raise _unknown()
+        if integration.encrypted and not integration.secrets:
+            raise Unavailable("This server cannot verify anything of this integration right now.")
         return integration
 
     async def _read(self, request: Request, limit: int) -> bytes:

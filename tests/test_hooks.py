@@ -433,3 +433,22 @@ async def test_without_the_key_of_its_secret_it_is_503(
     causes = [str(record.__dict__.get("cause")) for record in caplog.records]
     assert any("BATON_SECRET_KEYS" in cause for cause in causes)
     assert not any(SECRET in cause for cause in causes)
+
+
+async def test_a_secret_that_no_key_opens_concerns_its_own_integration_only(
+    hook: Hook, new_hook: Callable[..., Awaitable[Hook]], caplog: pytest.LogCaptureFixture
+) -> None:
+    sealed = await new_hook()
+    other = Cipher((new_key(),)).encrypt(SECRET)
+    update = "update integration_secrets set value = $1 where integration_id = $2"
+    await hook.sql.execute(update, other, sealed.id)
+    await hook.sql.execute(  # nor is one that was rotated in the way of the one after it
+        "insert into integration_secrets (integration_id, name, value, expires_at) "
+        "values ($1, 'signing', $2, now() + interval '1 hour')",
+        hook.id,
+        other,
+    )
+    answers = await asyncio.gather(hook.send(), sealed.send())
+    assert [answer.status_code for answer in answers] == [202, 503]
+    assert await sealed.stored() == 0
+    assert SECRET not in caplog.text
