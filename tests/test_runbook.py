@@ -105,8 +105,10 @@ def test_each_error_code_has_a_section_and_each_section_a_code() -> None:
         for one in vars(errors).values()
         if isinstance(one, type) and issubclass(one, ApiError)
     }
-    assert set(parts(CHAPTERS["Error codes of requests"], "###")) == raised | {"method_not_allowed"}
-    assert set(parts(CHAPTERS["Error codes of jobs"], "###")) == set(get_args(ErrorCode))
+    of_jobs = set(get_args(ErrorCode))  # which a question may be answered with too
+    told = set(parts(CHAPTERS["Error codes of requests"], "###"))
+    assert told == (raised - of_jobs) | {"method_not_allowed"}
+    assert set(parts(CHAPTERS["Error codes of jobs"], "###")) == of_jobs
 
 
 def test_each_link_leads_to_a_section() -> None:
