@@ -123,6 +123,7 @@ async def test_a_question_is_answered_with_the_events_that_say_so(
     job = await caller.job(answer.headers["operation-location"].rpartition("/")[2])
     assert (job["job"]["kind"], job["job"]["status"]) == ("question", "completed")
     assert job["job"]["usage"]["credits"] == 2
+    assert job["job"]["priority"] == "high"
     insight = job["result"]
     assert insight["kind"] == "question"
     assert insight["data"]["question"] == "Why did we drop the TTL map?"
@@ -282,9 +283,57 @@ async def test_filters_and_the_saved_scope_narrow_what_is_found(
     web = {"github": {"projects": ["acme/web"]}}
     assert await cited(caller, "What about the login?", filters=web) == ["Login in web"]
     assert await cited(caller, "What about the login?", filters={"jira": {}}) == []
+    await caller.ingest(
+        {"title": "Login slow", "event_type": "issue.opened", "branch": "x", "priority": "high"},
+        {"title": "Login slow again"},
+    )
+    for one in ({"eventTypes": ["issue.opened"]}, {"branches": ["x"]}, {"priorities": ["high"]}):
+        assert await cited(caller, "Is the login slow?", filters={"github": one}) == ["Login slow"]
     scope = {"sources": ["slack"], "filters": {}}
     await sql.execute("update projects set scope = $1", json.dumps(scope))
     assert await cited(caller, "What about the login now?") == ["Login talk"]
+
+
+async def test_a_statement_leads_to_no_event_that_is_out_of_reach(
+    caller: Caller, stranger: Caller, answered: None, sql: asyncpg.Connection
+) -> None:
+    await caller.ingest(
+        {"title": "Long ago", "occurred_at": ago(days=20)},
+        {"title": "In chat", "source": "slack"},
+        {"title": "Replica promoted"},
+    )
+    await stranger.ingest({"title": "Theirs"})
+    submitted = await caller.submit()
+    read = await caller.http.get(f"/jobs/{submitted}", headers={"Prefer": "wait=20"})
+    statement = {
+        "text": "Checkout suffered an outage.",
+        "event_ids": [str(row[0]) for row in await sql.fetch("select id from events")],
+    }
+    await sql.execute(
+        "select enter_statements($1, $2, $3, now())", caller.project_id,
+        read.json()["result"]["id"], json.dumps({"summary": statement}),
+    )  # fmt: skip
+    scope = {"sources": ["github"], "filters": {}}
+    await sql.execute("update projects set scope = $1", json.dumps(scope))
+    # With its sources only, though the statement is of none.
+    assert await cited(caller, "Was there an outage of the checkout?") == ["Replica promoted"]
+
+
+async def test_what_speaks_much_less_about_the_question_is_left_out(
+    caller: Caller, answered: None
+) -> None:
+    await caller.ingest(
+        {"title": "Login outage delays the checkout"},
+        {"title": "Notes", "content": "The login page and the checkout page are blue."},
+    )
+    question = "What did the login outage delay at the checkout?"
+    assert await cited(caller, question) == ["Login outage delays the checkout"]
+    assert await cited(caller, "Which pages are blue at the checkout?") == ["Notes"]
+
+
+async def test_when_nothing_mattered_what_there_is_is_told(caller: Caller, answered: None) -> None:
+    await caller.ingest({"title": "chore(deps): bump lodash from 4.17.20 to 4.17.21"})
+    assert len(await cited(caller, "What happened last week?")) == 1
 
 
 async def test_a_project_has_a_language(
@@ -567,6 +616,17 @@ async def test_the_command_line_waits_for_an_answer_that_takes_long(
     assert citations == [f"ev:{await sql.fetchval('select id from events')}"]
     assert seen[0] == "processing" and seen[-1] == "completed"
     assert await sql.fetchval("select count(*) from jobs") == 2
+
+
+async def test_an_answer_whose_time_is_over_is_gone(
+    caller: Caller, answered: None, sql: asyncpg.Connection
+) -> None:
+    await caller.ingest({"title": "The login broke"})
+    path, body = f"/projects/{caller.project_id}/qa", {"question": "What about the login?"}
+    for status in (200, 410):
+        answer = await caller.http.post(path, json=body, headers={"Idempotency-Key": "k"})
+        assert answer.status_code == status, answer.text
+        await sql.execute("delete from insights")
 
 
 async def test_a_client_that_goes_away_cancels_nothing(
