@@ -331,8 +331,47 @@ async def test_what_speaks_much_less_about_the_question_is_left_out(
     assert await cited(caller, "Which pages are blue at the checkout?") == ["Notes"]
 
 
+async def test_a_title_weighs_more_than_a_content_that_is_newer(
+    caller: Caller, answered: None
+) -> None:
+    await caller.ingest(
+        {"title": "The login", "occurred_at": ago(hours=2)},
+        {"title": "Notes", "content": "There is a login somewhere", "occurred_at": ago(hours=1)},
+    )
+    assert (await cited(caller, "What about the login?"))[0] == "The login"
+
+
+async def test_a_name_weighs_more_than_a_word_that_is_newer(caller: Caller, answered: None) -> None:
+    await caller.ingest(
+        {"title": "Close ENG-42", "occurred_at": ago(hours=2)},
+        {"title": "Payments", "occurred_at": ago(hours=1)},
+    )
+    assert (await cited(caller, "Is ENG-42 about payments?"))[0] == "Close ENG-42"
+
+
+async def test_what_speaks_about_a_quarter_of_the_question_answers_nothing(
+    caller: Caller, answered: None
+) -> None:
+    await caller.ingest({"title": "The team page"})
+    assert await cited(caller, "Does the page show the quantum flux capacitor?") == []
+
+
+async def test_of_a_content_the_sentence_with_the_rare_word_is_told_clean_and_whole(
+    caller: Caller, answered: None
+) -> None:
+    content = (
+        "The cache and the login are fine.\n\nRedis.\n\n\x1b[31mRedis fills\x1b[0m up at night."
+    )
+    await caller.ingest(
+        {"title": "Notes of the day", "content": content},
+        *({"title": f"The cache and the login {n}"} for n in range(5)),
+    )
+    answer = (await ask(caller, "What do cache and login do with Redis?")).json()["answer"]
+    assert answer.startswith("Redis fills up at night")
+
+
 async def test_when_nothing_mattered_what_there_is_is_told(caller: Caller, answered: None) -> None:
-    await caller.ingest({"title": "chore(deps): bump lodash from 4.17.20 to 4.17.21"})
+    await caller.ingest({"title": "wip"})
     assert len(await cited(caller, "What happened last week?")) == 1
 
 
