@@ -347,6 +347,9 @@ async def test_a_name_weighs_more_than_a_word_that_is_newer(caller: Caller, answ
         {"title": "Payments", "occurred_at": ago(hours=1)},
     )
     assert (await cited(caller, "Is ENG-42 about payments?"))[0] == "Close ENG-42"
+    # And it is enough, however little of the question it is.
+    long = "Which gateway, currency, invoice, refund, ledger, balance and tax belong to ENG-42?"
+    assert await cited(caller, long) == ["Close ENG-42"]
 
 
 async def test_what_speaks_about_a_quarter_of_the_question_answers_nothing(
