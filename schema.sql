@@ -1558,12 +1558,12 @@ begin
   loop
     select * into v_resource
     from resources
-    where pulling and (p_project_id is null or project_id = p_project_id)
+    where pulling and project_id = coalesce(p_project_id, project_id)  -- null: it was deleted since
     order by integration_id, id
     limit 1
     for no key update;
     exit when found;  -- not: somebody else may have ended the one that was next
-    perform from resources where pulling and (p_project_id is null or project_id = p_project_id);
+    perform from resources where pulling and project_id = coalesce(p_project_id, project_id);
     if not found then
       return null;
     end if;

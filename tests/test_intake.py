@@ -131,6 +131,25 @@ async def test_events_of_a_resource_without_a_project_wait_once_each(
     ]
 
 
+async def test_a_project_deleted_while_its_events_came_in_is_in_no_others_way(
+    api: Database, mapper: Mapper, integrate: Integrate, sql: asyncpg.Connection, caller: Caller
+) -> None:
+    doomed = await sql.fetchval("select ops.create_project('two', $1)", caller.user_id)
+    first, second = await integrate(project=False), await integrate(project=False)
+    await deliver(api, first, {"title": "one"})
+    await deliver(api, second, {"title": "two"})
+    await mapper.drain()
+    for integration, project in ((first, doomed), (second, caller.project_id)):
+        await sql.execute(
+            "select move_resources(array[$1::uuid], array['acme/web'], $2)", integration, project
+        )
+    await sql.execute("delete from projects where id = $1", doomed)
+    while await sql.fetchval("select pull_events(null, 10)") is not None:
+        pass
+    assert await titles(sql) == ["two"]
+    assert await titles(sql, "untracked_events") == ["one"]
+
+
 async def test_the_same_fact_by_two_ways_is_one_event(
     api: Database, mapper: Mapper, integrate: Integrate, sql: asyncpg.Connection, caller: Caller
 ) -> None:

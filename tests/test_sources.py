@@ -670,6 +670,13 @@ def test_a_cloud_event_is_told_by_its_source_and_id_however_it_is_sent() -> None
     assert read_body(text, b"no json") == "no json"
 
 
+def test_two_cloud_events_with_long_ids_and_one_body_are_two() -> None:
+    binary = {f"ce-{name}": value for name, value in EVENT.items()}
+    long = [binary | {"ce-source": "/" * 300, "ce-id": each} for each in ("1", "2", "1")]
+    first, second, again = (told("heroku", {}, each).delivery_id for each in long)
+    assert first == again != second and len(first) <= 300
+
+
 def test_a_cloud_event_that_lacks_an_attribute_is_named() -> None:
     structured = {"content-type": "application/cloudevents+json"}
     batch = {"content-type": "application/cloudevents-batch+json"}
