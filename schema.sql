@@ -4600,7 +4600,8 @@ create index if not exists chat_messages_due on chat_messages (next_attempt_at)
 create index if not exists chat_messages_of_project on chat_messages (project_id, id);
 create index if not exists chat_messages_integration on chat_messages (integration_id);
 
--- Queues a digest for the channels of its project, in the transaction that stores it.
+-- Queues a digest for the channels of its project, in the transaction that stores it. Not for those of
+-- who may not read it any more: a user who has left takes no digests along.
 create or replace function queue_chat_messages() returns trigger
 language plpgsql as $$
 begin
@@ -4610,7 +4611,16 @@ begin
     select c.integration_id, c.channel_id
     from digest_channels c
     join integrations i on i.id = c.integration_id
-    where c.project_id = new.project_id and i.enabled
+    where c.project_id = new.project_id and i.enabled and case
+      when i.organization_id is null then project_role(i.user_id, new.project_id) is not null
+      else exists (
+        select from projects p
+        where p.id = new.project_id and p.organization_id = i.organization_id
+      ) or exists (
+        select from digest_schedules s
+        join members m on m.user_id = s.user_id and m.organization_id = i.organization_id
+        where s.project_id = new.project_id
+          and project_role(s.user_id, new.project_id) is not null) end
     order by c.integration_id, c.channel_id
     for key share of i
   ) c;

@@ -126,6 +126,45 @@ async def test_another_round_posts_nothing_again(
     assert len(chat.messages) == 1
 
 
+async def test_who_has_left_takes_no_digests_along_and_the_organizations_channel_gets_its_own(
+    team: Caller, stranger: Caller, sql: asyncpg.Connection, write: Write
+) -> None:
+    organization = await sql.fetchval("select ops.create_organization('Acme')")
+    for user_id in (team.user_id, stranger.user_id):
+        await sql.execute("select ops.add_member($1, $2, 'admin')", organization, user_id)
+    await sql.execute(
+        "update projects set organization_id = $1, owner_id = $2 where id = $3",
+        organization, stranger.user_id, team.project_id,
+    )  # fmt: skip
+    await sql.execute(
+        "update integrations set organization_id = $1 where source = 'slack'", organization
+    )
+    answer = await deliver(team, ("discord", GENERAL), ("slack", TALK))
+    assert answer.status_code == 200, answer.text
+    await write()
+    assert len(await messages(sql)) == 2
+
+    await sql.execute("delete from members where user_id = $1", team.user_id)
+    await sql.execute("delete from insights")  # and with them their messages
+    await stranger.http.post(
+        "/events",
+        json={
+            "project_id": team.project_id,
+            "events": [{
+                "source": "github", "event_type": "commit", "title": "fix: stop the cache",
+                "occurred_at": "2026-01-01T00:00:00Z", "external_id": "c" * 40,
+            }],
+        },
+    )  # fmt: skip
+    await sql.execute("update events set occurred_at = now() - interval '1 minute'")
+    await write()
+    assert await sql.fetchval("select count(*) from insights") == 1
+    posted = await sql.fetch(
+        "select i.source from chat_messages m join integrations i on i.id = m.integration_id"
+    )
+    assert [row[0] for row in posted] == ["slack"]
+
+
 async def test_without_a_digest_nothing_is_posted(
     team: Caller, sql: asyncpg.Connection, chat: ChatServer, poster: Poster, write: Write
 ) -> None:
