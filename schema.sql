@@ -5809,7 +5809,8 @@ comment on function ops.go_live is
   'within seconds. Only when no other copy does. False: it was not held.';
 
 create or replace function ops.set_language(project_id uuid, language text) returns void
-language plpgsql security definer set search_path = public, pg_temp as $$
+language plpgsql security definer
+set search_path = public, pg_temp set lock_timeout = '2s' as $$
 begin
   perform assert_project_id(set_language.project_id);
   if set_language.language is null or not exists (

@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterable
 from contextlib import AsyncExitStack, suppress
 from typing import Any
 
+import asyncpg
 from procrastinate import JobContext, exceptions, jobs, manager, utils
 from procrastinate.worker import Worker
 
@@ -102,7 +103,12 @@ class _Tickets(manager.JobManager):
         """The next ticket, or None."""
         if self._on_hold() or not self._breaker.admits(self._held()):
             return None
-        ticket = await super().fetch_job(queues, worker_id)
+        try:
+            ticket = await super().fetch_job(queues, worker_id)
+        except exceptions.ConnectorException as error:
+            if isinstance(error.__cause__, asyncpg.ForeignKeyViolationError):
+                return None  # our row is gone, as the next beat finds out
+            raise
         if ticket is not None and ticket.id is not None:
             self._breaker.take(ticket.id)
         return ticket

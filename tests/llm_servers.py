@@ -141,6 +141,7 @@ def good_answer(kind: str, shown: list[str]) -> dict[str, Any]:
             "contributors": [{"name": "Ada", "event_ids": shown[:1]}],
         },
     }
+    lists["digest"] = lists["handoff"]
     if kind == "question":
         return {"title": "An LRU cache", "statements": [said]}
     return {"title": "An LRU cache", "summary": said, **lists[kind]}
@@ -151,6 +152,7 @@ def kind_of(body: dict[str, Any]) -> str:
     told = orjson.dumps(body).decode()
     for word, kind in (
         ("Write a handoff", "handoff"),
+        ("Write a digest", "digest"),
         ("Find activity", "cross_source_correlation"),
         ("Write an onboarding", "onboarding_brief"),
         ("Write an architecture", "architecture_insight"),

@@ -18,7 +18,7 @@ from test_worker import Gate, Shop, running
 
 from app import sweeper
 from app.background import background
-from app.db import Database, open_database, schema
+from app.db import Database, open_database
 from app.embedded import EmbeddedUnavailable, program
 from app.migration import migrate
 from app.queue import Bell
@@ -278,8 +278,8 @@ async def test_a_new_database_is_no_copy_though_who_made_it_may_see_more_than_wo
     await connection.close()
 
 
-async def test_migrating_a_copy_does_not_let_it_go(copy: asyncpg.Connection) -> None:
-    await copy.execute(schema())
+async def test_migrating_a_copy_does_not_let_it_go(copy: asyncpg.Connection, dsn: str) -> None:
+    await migrate(with_database(dsn, await copy.fetchval("select current_database()")))
     assert await copy.fetchval("select hold_reason()") == COPY
 
 

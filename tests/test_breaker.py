@@ -246,6 +246,7 @@ async def test_a_worker_leaves_the_tickets_alone_until_one_try_has_gone_well(
             await asyncio.sleep(0.001)
 
     tickets = "select count(*) from procrastinate_jobs where status = 'todo'"
+    tickets += " and queue_name = 'jobs'"
     async with asyncio.timeout(10):
         running = asyncio.create_task(working.run())  # type: ignore[no-untyped-call]
         await look()
